@@ -1,0 +1,29 @@
+"""Where tests find the real images and the reference vectors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _folder(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"{variable}: no folder {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder of real image archives (EARLYBIRD_DATA)."""
+    return _folder("EARLYBIRD_DATA", ROOT.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def vectors_folder() -> Path:
+    """Folder of reference numbers (EARLYBIRD_VECTORS)."""
+    return _folder("EARLYBIRD_VECTORS", ROOT.parent / "shared" / "vectors")
