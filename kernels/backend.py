@@ -1,0 +1,67 @@
+"""Which implementation of an operation runs: its plain torch reference, or its fused Triton kernel."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from typing import Literal, get_args
+
+import torch
+
+Choice = Literal["auto", "reference", "triton"]
+Backend = Literal["reference", "triton"]
+
+log = logging.getLogger(__name__)
+
+OLDEST_CAPABILITY = (8, 0)  # the oldest architecture that kernels/AOT.md compiles for
+
+
+def backend_for(device: torch.device, choice: Choice = "auto", unfit: str = "") -> Backend:
+    """The implementation for tensors on `device`; the reason is logged once for each different answer.
+
+    choice  auto: triton on an NVIDIA GPU where it can be imported, else the reference; or one of the two by name
+    unfit   why the fused kernel does not take this very call (its dtype, its size); "" if it does
+    Raises ValueError for an unknown choice, and where triton is asked for and cannot run.
+    """
+    if choice not in get_args(Choice):
+        raise ValueError(f"kernel backend is {choice!r}; choose one of {', '.join(get_args(Choice))}")
+    if choice == "reference":
+        return _announce("reference", device.type, "it was asked for")
+    obstacle = unfit or _obstacle(device, forced=choice == "triton")
+    if not obstacle:
+        return _announce("triton", device.type, "it was asked for" if choice == "triton" else "the device is a GPU")
+    if choice == "triton":
+        raise ValueError(f"the triton kernels cannot run here: {obstacle}; set the kernel backend to auto or reference")
+    return _announce("reference", device.type, obstacle)
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter was switched on (TRITON_INTERPRET=1 before the kernels are imported)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _obstacle(device: torch.device, forced: bool) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type != "cuda":
+        # The interpreter is a means of testing, a thousand times slower than torch: never chosen, only forced.
+        if forced and interpreting() and device.type == "cpu":
+            return ""
+        return f"the tensors are on {device.type}, which is no NVIDIA GPU (to test on the CPU: TRITON_INTERPRET=1)"
+    return _gpu_obstacle(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _gpu_obstacle(index: int) -> str:
+    capability = torch.cuda.get_device_capability(index)
+    if capability < OLDEST_CAPABILITY:
+        return f"GPU {index} has compute capability {capability}, the kernels need at least {OLDEST_CAPABILITY}"
+    return ""
+
+
+@functools.cache
+def _announce(backend: Backend, device_type: str, reason: str) -> Backend:
+    log.info("kernels on %s: %s, because %s", device_type, backend, reason)
+    return backend
