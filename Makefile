@@ -1,0 +1,31 @@
+# Every target creates .venv and installs what it needs; all are safe to run again.
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.installed
+
+.PHONY: setup demo test check bench
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(PY) -m trainer train demo --run runs/demo
+	$(PY) -m trainer evaluate runs/demo
+	@echo
+	@echo 'Next, on images of your own (a folder or an archive with train/ and val/ of class folders):'
+	@echo '  .venv/bin/earlybird train imagenet-msdnet-step4 --data PATH --set optim.update_batch=64'
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+check: $(STAMP)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: $(STAMP)
+	$(PY) -m kernels.bench

@@ -1,0 +1,146 @@
+"""The command line: each command reads its input, calls the room that does the work, and prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+# Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
+
+app = typer.Typer(
+    help="Train networks that can answer early: multi-exit nets with learned sample weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `earlybird recipes` lists.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="GROUP.FIELD=VALUE", help="Override a setting; may be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
+
+
+@app.callback()
+def logging_level(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is chosen and why.")] = False) -> None:
+    """Train networks that can answer early: multi-exit nets with learned sample weights."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+@app.command()
+def recipes(as_json: AsJson = False) -> None:
+    """List the recipes."""
+    from trainer.recipes.catalogue import describe, recipe_names
+
+    rows = [{"recipe": name, "description": describe(name)} for name in recipe_names()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        print(f"{row['recipe']:34} {row['description']}")
+
+
+@app.command()
+def show(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Show a recipe whole: every setting and its value."""
+    from trainer.config import resolve, to_dict
+    from trainer.settings import setting_names
+
+    config = resolve(recipe, settings or [])
+    if as_json:
+        print(json.dumps(to_dict(config), indent=1))
+        return
+    for name, value in setting_names(config).items():
+        print(f"{name:32} {value}")
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    data: Annotated[str, typer.Option(metavar="PATH", help="Image folder, archive or prepared set.")] = "",
+    run: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run folder; default runs/RECIPE.")] = None,
+    settings: Settings = None,
+    max_steps: Annotated[int, typer.Option(help="Stop after so many iterations of the run; 0 runs it whole.")] = 0,
+    device: Device = "auto",
+    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and of the data stream.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe; goes on from the run folder's newest checkpoint if it has one."""
+    from trainer.config import resolve
+    from trainer.run.training import Options, run_training
+
+    overrides = list(settings or [])
+    overrides += [f"data.path={data}"] if data else []
+    overrides += [f"seed={seed}"] if seed is not None else []
+    config = resolve(recipe, overrides)
+    summary = run_training(config, Options(run or Path("runs") / recipe, max_steps, device))
+    if summary is not None and as_json:
+        print(json.dumps(summary))
+    if summary is not None and summary["status"] == "preempted":
+        raise typer.Exit(75)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    split: Annotated[str, typer.Option(help="val | heldout: what the anytime figures are taken on.")] = "val",
+    data: Annotated[str, typer.Option(metavar="PATH", help="The data, if it has moved since training.")] = "",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score a run: every exit (anytime), and 39 budgets with thresholds from the held-out split (budgeted batch)."""
+    from trainer.evaluation.command import evaluate_run
+
+    result = evaluate_run(run, split, data, device)
+    if as_json:
+        print(json.dumps({key: result[key] for key in ("split", "anytime", "budgeted")}))
+        return
+    console = Console()
+    table = Table("exit", "top-1 %", "top-5 %", "loss", "images", title=f"Anytime, {split}", title_justify="left")
+    for row in result["anytime"]:
+        table.add_row(
+            str(row["exit"]), f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['loss']:.4f}", f"{row['num_images']}"
+        )
+    console.print(table)
+    table = Table("ratio", "top-1 %", "Mul-Adds M", title=f"Budgeted batch, {split}", title_justify="left")
+    for row in result["budgeted"][::4]:
+        table.add_row(f"{row['ratio']:.2f}", f"{row['top1']:.2f}", f"{row['mul_adds'] / 1e6:.2f}")
+    console.print(table)
+    console.print(f"Curves: {result['plot']}\nReport: {result['report']}", highlight=False)
+
+
+@app.command()
+def cost(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Cumulative parameters and Mul-Adds of every exit, beside the published figures."""
+    from trainer.config import resolve
+    from trainer.reporting.cost_table import cost_table
+
+    table = cost_table(resolve(recipe, settings or []))
+    if as_json:
+        print(json.dumps(table))
+        return
+    console = Console()
+    shown = Table("exit", "params M", "published", "Mul-Adds G", "published", "conv + linear G (fvcore)")
+    for row in table["exits"]:
+        shown.add_row(
+            str(row["exit"]),
+            f"{row['params'] / 1e6:.4f}",
+            _or_dash(row["published_params_m"]),
+            f"{row['mul_adds'] / 1e9:.4f}",
+            _or_dash(row["published_mul_adds_g"]),
+            f"{row['fvcore_mul_adds'] / 1e9:.4f}",
+        )
+    console.print(shown)
+    console.print(table["note"], highlight=False)
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"

@@ -1,0 +1,74 @@
+"""A run's whole configuration: the groups, composed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dataloading.config import DataConfig
+from trainer.learning.meta_gradient import MetaConfig
+from trainer.learning.optim import OptimConfig
+from trainer.learning.precision import PrecisionConfig
+from trainer.learning.sample_weights import SampleWeightsConfig
+from trainer.models.config import ModelConfig
+from trainer.models.weight_net import WeightNetConfig
+from trainer.run.checkpoint import CheckpointConfig
+from trainer.run.schedule import RunConfig
+from trainer.settings import apply_settings, from_dict
+from trainer.telemetry.prometheus import TelemetryConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a recipe returns, `--set` changes and the run folder keeps: enough to repeat the run."""
+
+    recipe: str
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sample_weights: SampleWeightsConfig = field(default_factory=SampleWeightsConfig)
+    weight_net: WeightNetConfig = field(default_factory=WeightNetConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must lie in [0, 2^63)")
+        if self.meta.form == "double_backward" and self.optim.accumulation > 1 and self.sample_weights.enabled:
+            raise ValueError(
+                f"meta.form is double_backward, whose graph must hold the whole half at once, with optim.accumulation "
+                f"{self.optim.accumulation}; use optim.accumulation=1 or meta.form=exact"
+            )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values of a config, as JSON holds them."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def write_config(config: Config, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    temporary.replace(path)
+
+
+def read_config(path: Path) -> Config:
+    """The config of a run folder's config.json; ValueError naming the file where it cannot be read."""
+    try:
+        return from_dict(Config, json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is not a readable run configuration ({error})") from error
+
+
+def resolve(recipe_name: str, settings: list[str]) -> Config:
+    """A recipe with `--set` overrides applied; ValueError for an unknown name or a value it cannot take."""
+    from trainer.recipes.catalogue import recipe  # the recipes are built of Config
+
+    return apply_settings(recipe(recipe_name), settings)

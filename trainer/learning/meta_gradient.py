@@ -1,0 +1,202 @@
+"""How the weight net learns: the gradient of the meta loss through one virtual step of the backbone.
+
+METHOD: training, meta update. With v the gradient of the meta loss at the looked-ahead parameters,
+
+    d meta_loss / d w_ik = -(lr * f / n) * <v, d loss_ik / d theta>,   f = 1 (or 1 + momentum with Nesterov),
+
+for n samples over all ranks, since the looked-ahead parameters are linear in the weights w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from dataloading.batch import Batch
+from kernels.exit_losses import exit_losses
+from kernels.exit_routing import quotas, route
+from kernels.lookahead import lookahead
+from trainer.learning.collectives import gather_rows, mean_over_ranks, sum_over_ranks, world_size
+from trainer.learning.forward import HalfForward, untracked_batch_norm
+from trainer.learning.optim import momentum_buffers
+from trainer.learning.sample_weights import SampleWeights, weigh
+from trainer.learning.state import TrainState
+
+Form = Literal["exact", "double_backward", "finite_difference"]
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """Group `meta`.
+
+    interval     the weight net is updated in every interval-th iteration (the paper's I)
+    ratio        share of samples leaving at exit k in the meta loss is proportional to ratio^k (q)
+    form         exact: one directional derivative, no second-order graph; double_backward: the specification;
+                 finite_difference: two forwards, for operations without a forward-mode rule
+    lr, weight_decay  of the weight net's Adam
+    difference   length of the finite difference's step in parameter space
+    """
+
+    interval: int = 1
+    ratio: float = 0.75
+    form: Form = "exact"
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    difference: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise ValueError(f"meta.interval is {self.interval}; it must be at least 1 iteration")
+        for name in ("ratio", "lr", "difference"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"meta.{name} is {getattr(self, name)}; it must be positive")
+        if self.weight_decay < 0:
+            raise ValueError(f"meta.weight_decay is {self.weight_decay}; it must not be negative")
+
+
+def meta_step(state: TrainState, forward: HalfForward, meta_half: Batch) -> dict[str, Tensor]:
+    """Move the weight net once, along the gradient of the meta loss on `meta_half`; the backbone stays.
+
+    forward    the pass over the half that trains, at the backbone's parameters
+    Returns device scalars: meta_loss.
+    """
+    assert state.weight_net is not None
+    weights = weigh(state.weight_net, forward.values.losses, forward.values.confidences, state.config.sample_weights)
+    if state.config.meta.form == "double_backward":
+        cotangent, meta_loss = _by_double_backward(state, forward.half, weights, meta_half)
+    else:
+        cotangent, meta_loss = _first_order(state, forward, weights, meta_half)
+    state.step_weight_net(weights, cotangent)
+    return {"meta_loss": meta_loss}
+
+
+def _first_order(
+    state: TrainState, forward: HalfForward, weights: SampleWeights, meta_half: Batch
+) -> tuple[Tensor, Tensor]:
+    """(d meta_loss / d w [n, K] of this rank's samples, meta_loss), without a second-order graph."""
+    scale = state.loss_scale()
+    grads = mean_over_ranks(forward.gradient(weights.values * (scale / len(weights.values))))
+    ahead = _look_ahead(state, [grad / scale for grad in grads] if state.scaled else grads)
+    meta = HalfForward(state.network, meta_half, ahead)
+    cotangent, meta_loss = meta_cotangent(meta.values.losses, meta.values.confidences, state.config.meta.ratio)
+    v = sum_over_ranks(meta.gradient(cotangent * scale))
+    stretch: Tensor | float = scale
+    if state.scaled:
+        # The tangent pass is linear: along a direction as long as the parameters, fp16 neither over- nor underflows.
+        stretch = _norm(list(state.network.parameters.values())) / _norm([g / scale for g in v])
+        v = [g * (stretch / scale) for g in v]
+    if state.config.meta.form == "finite_difference":
+        slope = _finite_difference(state, forward, v, state.config.meta.difference)
+    else:
+        slope = forward.directional_derivative(v)
+    optim = state.config.optim
+    factor = 1.0 + optim.momentum if optim.nesterov else 1.0
+    num_samples = len(forward.half) * world_size()
+    return slope * (-state.lr * factor / num_samples) / stretch, meta_loss
+
+
+def _look_ahead(state: TrainState, grads: list[Tensor]) -> dict[str, Tensor]:
+    """The parameters after one step of the real optimizer from its real momentum; leaves that ask for gradients."""
+    optim, parameters = state.config.optim, state.network.parameters
+    ahead = lookahead(
+        [p.detach() for p in parameters.values()],
+        grads,
+        momentum_buffers(state.optimizer, parameters.values()),
+        lr=state.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        nesterov=optim.nesterov,
+    )
+    return {name: theta.requires_grad_() for name, theta in zip(parameters, ahead, strict=True)}
+
+
+def meta_cotangent(losses: Tensor, confidences: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """The meta loss as weights on the losses [n, K] of this rank's meta samples, and its value over all ranks.
+
+    Every sample of all ranks is sent to one exit; the meta loss is the sum over exits with samples of the mean
+    cross-entropy of the exit's own: cotangent[i, k] = 1 / (samples at k) where i leaves at k, else 0.
+    """
+    num_exits = losses.shape[1]
+    everyone, own = gather_rows(confidences)
+    leaves_at = route(everyone, quotas(len(everyone), ratio, num_exits))
+    taken = torch.nn.functional.one_hot(leaves_at, num_exits)
+    cotangent = taken[own].to(losses.dtype) / taken.sum(dim=0).clamp(min=1)
+    (meta_loss,) = sum_over_ranks([(cotangent * losses).sum()])
+    return cotangent, meta_loss
+
+
+def _finite_difference(state: TrainState, forward: HalfForward, v: list[Tensor], length: float) -> Tensor:
+    """Central difference of the losses along v, [n, K]; in float32 whatever the training precision.
+
+    Half precision cannot resolve the difference: its relative error there exceeds 1.
+    """
+    step = length / _norm(v)
+    parameters = state.network.parameters
+    moved = []
+    with torch.no_grad(), untracked_batch_norm(state.network.module):
+        for sign in (1.0, -1.0):
+            at = {n: p + sign * step * d for (n, p), d in zip(parameters.items(), v, strict=True)}
+            rows = []
+            for part in forward.parts:
+                logits = functional_call(state.network.module, at, (part.images.to(state.network.parameter_dtype),))
+                rows.append(exit_losses(logits, part.labels, state.network.label_smoothing).losses)
+            moved.append(torch.cat(rows))
+    return (moved[0] - moved[1]) / (2.0 * step)
+
+
+def _norm(tensors: list) -> Tensor:
+    """Euclidean norm of all tensors together, a device scalar that is never zero."""
+    return torch.stack(torch._foreach_norm([t.detach() for t in tensors])).norm().clamp(min=1e-30)
+
+
+def _by_double_backward(
+    state: TrainState, train_half: Batch, weights: SampleWeights, meta_half: Batch
+) -> tuple[Tensor, Tensor]:
+    """(d meta_loss / d w, meta_loss) by differentiating through the lookahead: the specification, as the authors do it.
+
+    One backward pass through a second-order graph. Over ranks, the lookahead's gradient has the mean's value and
+    this rank's share of the derivative; the meta gradient at the looked-ahead parameters is summed in its backward.
+    """
+    network, optim = state.network, state.config.optim
+    if network.accumulation > 1:
+        raise ValueError(
+            f"meta.form is double_backward, whose graph must hold the whole half at once, with optim.accumulation "
+            f"{network.accumulation}; use optim.accumulation=1 or meta.form=exact"
+        )
+    parameters = network.parameters
+    w = weights.values.clone().requires_grad_()
+    with network.precision.autocast(), untracked_batch_norm(network.module):
+        logits = network.module(train_half.images)
+    losses = exit_losses(logits, train_half.labels, network.label_smoothing, backend="reference").losses
+    weighted = (w * losses).sum() / len(losses)
+    grads = torch.autograd.grad(weighted, list(parameters.values()), create_graph=True)
+    if world_size() > 1:
+        means = mean_over_ranks([g.detach() for g in grads])
+        grads = tuple(g / world_size() + (m - g.detach() / world_size()) for g, m in zip(grads, means, strict=True))
+    ahead = lookahead(
+        list(parameters.values()),
+        list(grads),
+        momentum_buffers(state.optimizer, parameters.values()),
+        lr=state.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        nesterov=optim.nesterov,
+        backend="reference",
+    )
+    for theta in ahead:
+        theta.register_hook(lambda grad: sum_over_ranks([grad])[0])
+    with network.precision.autocast(), untracked_batch_norm(network.module):
+        logits = functional_call(network.module, dict(zip(parameters, ahead, strict=True)), (meta_half.images,))
+    meta = exit_losses(logits, meta_half.labels, network.label_smoothing, backend="reference")
+    cotangent, meta_loss = meta_cotangent(meta.losses.detach(), meta.confidences, state.config.meta.ratio)
+    kept = [p.grad for p in parameters.values()]
+    # As in the authors' program the pass also reaches the backbone's parameters; what it leaves there is dropped.
+    (meta.losses * cotangent).sum().backward()
+    for parameter, grad in zip(parameters.values(), kept, strict=True):
+        parameter.grad = grad
+    assert w.grad is not None
+    return w.grad, meta_loss

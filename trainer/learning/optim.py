@@ -1,0 +1,97 @@
+"""How the backbone's weights move: SGD with a cosine learning rate per iteration."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Group `optim` (METHOD: training).
+
+    update_batch     images in one backbone update, over all ranks; an iteration loads two update batches
+    base_lr, base_batch  learning rate = base_lr * update_batch / base_batch
+    momentum, nesterov, weight_decay  of SGD; weight decay acts on everything
+    label_smoothing  mass spread evenly over the classes, in the training and the meta loss
+    warmup_epochs    linear rise of the learning rate from zero before the cosine
+    accumulation     micro-batches an update batch is run in, per rank
+    backend          torch, or NVIDIA apex's fused SGD where it is installed
+    """
+
+    update_batch: int = 512
+    base_lr: float = 0.1
+    base_batch: int = 64
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    warmup_epochs: float = 0.0
+    accumulation: int = 1
+    backend: Literal["torch", "apex"] = "torch"
+
+    def __post_init__(self) -> None:
+        if self.update_batch < 1:
+            raise ValueError(f"optim.update_batch is {self.update_batch}; it must be at least 1")
+        if self.base_batch < 1:
+            raise ValueError(f"optim.base_batch is {self.base_batch}; it must be at least 1")
+        if self.base_lr <= 0:
+            raise ValueError(f"optim.base_lr is {self.base_lr}; it must be positive")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum is {self.momentum}; it must lie in [0, 1)")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optim.nesterov needs optim.momentum above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"optim.weight_decay is {self.weight_decay}; it must not be negative")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"optim.label_smoothing is {self.label_smoothing}; it must lie in [0, 1)")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"optim.warmup_epochs is {self.warmup_epochs}; it must not be negative")
+        if self.accumulation < 1 or self.update_batch % self.accumulation:
+            raise ValueError(
+                f"optim.accumulation is {self.accumulation}; it must be at least 1 and divide "
+                f"optim.update_batch ({self.update_batch})"
+            )
+
+    @property
+    def peak_lr(self) -> float:
+        return self.base_lr * self.update_batch / self.base_batch
+
+
+def cosine(iteration: int, total: int, warmup: int = 0) -> float:
+    """Factor of the peak learning rate at `iteration`: 1/2 (1 + cos(pi t / T)), after a linear warm-up if any."""
+    if iteration < warmup:
+        return (iteration + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (iteration - warmup) / max(1, total - warmup)))
+
+
+def build_sgd(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD over the backbone; ValueError where apex is asked for and absent."""
+    settings = {"lr": config.peak_lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+    if config.backend == "apex":
+        if importlib.util.find_spec("amp_C") is None:
+            raise ValueError(
+                "optim.backend is apex, but NVIDIA's apex (its amp_C extension) is not installed; build it from "
+                "NVIDIA's source with --cpp_ext --cuda_ext (the package named apex on the Python index is another "
+                "project), or use optim.backend=torch"
+            )
+        from apex.optimizers import FusedSGD
+
+        return FusedSGD(parameters, nesterov=config.nesterov, **settings)
+    return torch.optim.SGD(parameters, nesterov=config.nesterov, foreach=True, **settings)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def momentum_buffers(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> list[Tensor | None]:
+    """The optimizer's momentum buffer of each parameter; None before its first step."""
+    return [optimizer.state[p].get("momentum_buffer") if p in optimizer.state else None for p in parameters]

@@ -1,0 +1,78 @@
+"""In which number formats and memory layout the net runs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Group `precision`.
+
+    dtype          auto: bf16 on a GPU that has it and float32 elsewhere; float32 | bf16 | fp16 (with a loss scaler);
+                   float64 for exactness checks
+    channels_last  NHWC memory for images and convolution weights; auto: on a GPU, and on a CPU in bf16
+    compile        torch.compile of the net's forward and backward
+    """
+
+    dtype: Literal["auto", "float32", "bf16", "fp16", "float64"] = "auto"
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Precision:
+    """PrecisionConfig resolved for one device."""
+
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+    compile: bool
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
+    def scaled(self) -> bool:
+        """fp16's narrow range needs its loss scaled."""
+        return self.dtype == torch.float16
+
+    def autocast(self) -> AbstractContextManager:
+        if self.dtype in (torch.bfloat16, torch.float16):
+            # The cache is off: a cast kept from a no-grad pass would cut the graph of the next one.
+            return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=False)
+        return nullcontext()
+
+
+def resolve_precision(config: PrecisionConfig, device: torch.device) -> Precision:
+    """The precision to run with; ValueError where the device lacks what was asked for."""
+    names = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}
+    if config.dtype == "auto":
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+    else:
+        dtype = names[config.dtype]
+    if dtype == torch.float16 and device.type == "cpu":
+        raise ValueError("precision.dtype is fp16 on a CPU, which has no fast fp16; use bf16 or float32")
+    if dtype == torch.bfloat16 and device.type == "cpu" and not cpu_has_bf16():
+        raise ValueError("precision.dtype is bf16, which this CPU does not have in hardware; use float32")
+    channels_last = (
+        device.type == "cuda" or dtype == torch.bfloat16
+        if config.channels_last == "auto"
+        else config.channels_last == "on"
+    )
+    return Precision(device, dtype, channels_last, config.compile)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself (avx512_bf16 or AMX)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,0 +1,96 @@
+"""All that a run remembers: backbone, weight net, their optimizers, the loss scaler and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from trainer.learning.collectives import sum_over_ranks
+from trainer.learning.forward import Network
+from trainer.learning.optim import cosine, set_learning_rate
+from trainer.models.weight_net import WeightNet
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+    from trainer.learning.sample_weights import SampleWeights
+
+
+@dataclass
+class Progress:
+    """iteration  the next one to run; total  iterations of the whole run; warmup  iterations of the linear rise"""
+
+    iteration: int
+    total: int
+    warmup: int = 0
+
+
+@dataclass
+class TrainState:
+    """One owner of everything that training moves."""
+
+    config: Config
+    network: Network
+    optimizer: torch.optim.Optimizer
+    weight_net: WeightNet | None
+    weight_net_optimizer: torch.optim.Optimizer | None
+    scaler: torch.amp.GradScaler
+    progress: Progress
+    lr: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.set_learning_rates()
+
+    @property
+    def meta_due(self) -> bool:
+        return self.weight_net is not None and self.progress.iteration % self.config.meta.interval == 0
+
+    @property
+    def scaled(self) -> bool:
+        return self.scaler.is_enabled()
+
+    def loss_scale(self) -> Tensor | float:
+        """fp16's loss scale as a device scalar; 1.0 in every other precision."""
+        if not self.scaled:
+            return 1.0
+        device = self.network.precision.device
+        return self.scaler.scale(torch.ones((), device=device))
+
+    def advance(self) -> None:
+        """One iteration (both halves) is done."""
+        self.progress.iteration += 1
+        self.set_learning_rates()
+
+    def set_learning_rates(self) -> None:
+        factor = cosine(self.progress.iteration, self.progress.total, self.progress.warmup)
+        self.lr = self.config.optim.peak_lr * factor
+        set_learning_rate(self.optimizer, self.lr)
+        if self.weight_net_optimizer is not None:
+            set_learning_rate(self.weight_net_optimizer, self.config.meta.lr * factor)
+
+    def step_backbone(self) -> None:
+        """One optimizer step from .grad; in fp16 it is left out where a gradient overflowed."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step_weight_net(self, weights: SampleWeights, cotangent: Tensor) -> None:
+        """One Adam step of the weight net along d meta_loss / d w = cotangent [n, K], summed over all ranks."""
+        assert self.weight_net is not None
+        assert self.weight_net_optimizer is not None
+        self.weight_net_optimizer.zero_grad(set_to_none=True)
+        weights.backward(cotangent)
+        parameters: list[nn.Parameter] = list(self.weight_net.parameters())
+        sums = sum_over_ranks([p.grad for p in parameters if p.grad is not None])
+        for parameter, total in zip(parameters, sums, strict=True):
+            parameter.grad = total
+        # Not through the loss scaler: the cotangent is unscaled. Where fp16 overflowed it is not finite, and then
+        # the whole step is multiplied away rather than asked about, which would wait for the GPU.
+        if self.scaled:
+            finite = torch.stack([total.isfinite().all() for total in sums]).all()
+            for parameter in parameters:
+                assert parameter.grad is not None
+                parameter.grad = torch.where(finite, parameter.grad, 0.0)
+        self.weight_net_optimizer.step()

@@ -1,0 +1,79 @@
+"""From a configuration to everything that a run owns."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.config import Config
+from trainer.learning.forward import Network
+from trainer.learning.optim import build_sgd
+from trainer.learning.precision import Precision, resolve_precision
+from trainer.learning.state import Progress, TrainState
+from trainer.models.build import build_model
+from trainer.models.weight_net import WeightNet
+from trainer.run.distributed import Ranks
+
+logger = logging.getLogger(__name__)
+
+
+def build_net(config: Config, num_classes: int, precision: Precision) -> nn.Module:
+    """The backbone on its device, in its dtype and memory layout, initialised from the seed alike on every rank."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, num_classes)
+    return model.to(device=precision.device, dtype=precision.parameter_dtype, memory_format=precision.memory_format)
+
+
+def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ranks) -> TrainState:
+    """A fresh training state. ValueError where the device cannot run what the configuration asks for."""
+    precision = resolve_precision(config.precision, ranks.device)
+    module = build_net(config, num_classes, precision)
+    weight_net = weight_net_optimizer = None
+    if config.sample_weights.enabled:
+        weight_net = WeightNet(config.weight_net, module.num_exits).to(precision.device, precision.parameter_dtype)
+        weight_net_optimizer = torch.optim.Adam(
+            weight_net.parameters(), lr=config.meta.lr, weight_decay=config.meta.weight_decay
+        )
+    network = Network(
+        module,
+        _tracked(module, config, precision, ranks),
+        precision,
+        config.optim.label_smoothing,
+        config.optim.accumulation,
+    )
+    return TrainState(
+        config=config,
+        network=network,
+        optimizer=build_sgd(module.parameters(), config.optim),
+        weight_net=weight_net,
+        weight_net_optimizer=weight_net_optimizer,
+        scaler=torch.amp.GradScaler(precision.device.type, enabled=precision.scaled),
+        progress=progress,
+    )
+
+
+def _tracked(module: nn.Module, config: Config, precision: Precision, ranks: Ranks) -> nn.Module:
+    """The net as the training forward calls it: compiled, wrapped in DDP, or as it is."""
+    tracked: nn.Module = module
+    if precision.compile:
+        # The lookahead and the real update are two backward passes of one compiled graph: it may not eat its inputs.
+        torch._functorch.config.donated_buffer = False
+        tracked = torch.compile(module)  # type: ignore[assignment]
+        logger.info("precision.compile: the first step compiles the net, which takes minutes the first time")
+    if ranks.world_size > 1:
+        # Running statistics are averaged over ranks once an iteration (they are not broadcast in every forward).
+        tracked = DistributedDataParallel(
+            tracked,
+            device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    return tracked
+
+
+def warmup_iterations(config: Config, iterations: int) -> int:
+    return math.ceil(config.optim.warmup_epochs / config.run.epochs * iterations)

@@ -1,0 +1,62 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dataloading.loader import TrainLoader
+from trainer.learning.collectives import average_batch_norm_statistics
+from trainer.learning.forward import HalfForward
+from trainer.learning.meta_gradient import meta_step
+from trainer.learning.state import TrainState
+from trainer.learning.train_step import train_step
+from trainer.run.signals import Requests
+from trainer.telemetry.window import Reading, Window
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens between iterations, on every rank; `iteration` counts those that are done.
+
+    log       receives the reading of a log step
+    replaced  receives the images of a batch that could not be read: (row, reason) of each
+    end_epoch an epoch's last image has been trained on: evaluate, save, as the run is configured
+    save      write a checkpoint now
+    save_due  whether a checkpoint is due after this iteration
+    """
+
+    log: Callable[[TrainState, Reading], None]
+    replaced: Callable[[tuple[tuple[int, str], ...]], None]
+    end_epoch: Callable[[int], None]
+    save: Callable[[], None]
+    save_due: Callable[[], bool]
+
+
+def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Requests, last: int) -> bool:
+    """Run iterations state.progress.iteration to last - 1; False where a signal ended it early, after saving."""
+    progress, log_every = state.progress, state.config.run.log_every
+    window = Window(state.network.num_exits, state.network.precision.device)
+    for batch in window.fetched(loader.batches(progress.iteration, last)):
+        for train_half, meta_half in batch.crossed_halves():
+            forward = HalfForward(state.network, train_half)  # once: the lookahead and the real update share it
+            if state.meta_due:
+                with window.meta_clock():
+                    window.looked_ahead(meta_step(state, forward, meta_half))  # moves the weight net only
+            window.trained(train_step(state, forward), len(train_half))  # moves the backbone only
+        average_batch_norm_statistics(list(state.network.module.buffers()))
+        state.advance()
+        hooks.replaced(batch.replaced)
+
+        stop, save = requests.poll()
+        epoch = loader.ended_epoch(progress.iteration)  # None inside an epoch
+        if stop or epoch is not None or progress.iteration % log_every == 0 or progress.iteration == last:
+            hooks.log(state, window.read())  # waits for the device, here only
+        with window.paused():
+            if stop or save or hooks.save_due():
+                hooks.save()
+            if epoch is not None and not stop:
+                hooks.end_epoch(epoch)
+        if stop:
+            return False
+    return True

@@ -1,0 +1,26 @@
+"""How long a run is and what happens how often, group `run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Group `run`.
+
+    epochs            passes over the training images
+    evaluate_every    epochs between evaluations; the end of the run is always evaluated
+    evaluation_batch  images per rank in one evaluation step
+    log_every         iterations between log steps (each waits for the device once)
+    """
+
+    epochs: int = 100
+    evaluate_every: int = 1
+    evaluation_batch: int = 256
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "evaluate_every", "evaluation_batch", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} is {getattr(self, name)}; it must be at least 1")

@@ -1,0 +1,60 @@
+"""What the outside asks of a run: to save, or to save and stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SAVE = signal.SIGUSR2
+
+
+class Requests:
+    """Signals seen by any rank, agreed over all ranks once an iteration.
+
+    SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean end, SIGUSR2 for a checkpoint alone. A second SIGINT
+    ends the process at once. Ranks agree by a small all-reduce on the CPU that is started in one iteration and read in
+    the next, so that nobody waits for it: all ranks act in the same iteration.
+    """
+
+    def __init__(self) -> None:
+        self._stop = self._save = False
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() and dist.get_world_size() > 1 else None
+        self._pending: tuple[Any, torch.Tensor] | None = None
+        self._previous = {number: signal.signal(number, self._handle) for number in (*STOP, SAVE)}
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if number == SAVE:
+            self._save = True
+        elif number == signal.SIGINT and self._stop:
+            os._exit(130)
+        else:
+            self._stop = True
+
+    def poll(self) -> tuple[bool, bool]:
+        """(stop, save) as agreed over all ranks; call once an iteration on every rank."""
+        mine = torch.tensor([self._stop, self._save], dtype=torch.int32)
+        self._save = False
+        if self._group is None:
+            agreed = mine
+        else:
+            agreed = torch.zeros_like(mine)
+            if self._pending is not None:
+                work, agreed = self._pending
+                work.wait()
+            self._pending = (dist.all_reduce(mine, op=dist.ReduceOp.MAX, group=self._group, async_op=True), mine)
+        stop, save = agreed.tolist()
+        return bool(stop), bool(save)
+
+    def close(self) -> None:
+        """Finish the pending agreement and give the signals back."""
+        if self._pending is not None:
+            self._pending[0].wait()
+            self._pending = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

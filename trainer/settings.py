@@ -1,0 +1,108 @@
+"""One setting by its dotted name: `--set meta.interval=10` on a frozen tree of dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def apply_settings(config: T, settings: list[str]) -> T:
+    """A copy of `config` with every `group.field=value` applied, types and ranges checked.
+
+    Raises ValueError for an unknown name (with the nearest known one), a value of the wrong type, or a value that the
+    dataclass refuses.
+    """
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting}: expected group.field=value, for example --set meta.interval=10")
+        name = name.strip()
+        if name not in (known := setting_names(config)):
+            raise ValueError(f"unknown setting {name!r}{nearest(name, list(known))} (earlybird show RECIPE lists them)")
+        config = _replaced(config, name, name.split("."), text.strip())
+    return config
+
+
+def setting_names(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every dotted setting name of a config and its value, in order."""
+    names: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names |= setting_names(value, f"{prefix}{field.name}.")
+        else:
+            names[f"{prefix}{field.name}"] = value
+    return names
+
+
+def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass from plain values (JSON), as dataclasses.asdict wrote them; unknown names are refused."""
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0]} in a saved {kind.__name__}; was it written by another version?")
+    built = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            built[name] = from_dict(typing.cast(type, hint), value)
+        else:
+            built[name] = _listed(value)
+    return kind(**built)
+
+
+def _listed(value: Any) -> Any:
+    return tuple(_listed(v) for v in value) if isinstance(value, list) else value
+
+
+def _replaced(config: Any, name: str, path: list[str], text: str) -> Any:
+    if len(path) > 1:
+        value = _replaced(getattr(config, path[0]), name, path[1:], text)
+    else:
+        value = parse(name, typing.get_type_hints(type(config))[path[0]], text)
+    return dataclasses.replace(config, **{path[0]: value})
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean X?` for a mistyped name, or nothing where none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def parse(name: str, hint: Any, text: str) -> Any:
+    """`text` as a value of the annotated type; ValueError naming what is allowed."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        for choice in args:
+            if text == str(choice):
+                return choice
+        choices = " | ".join(str(choice) for choice in args)
+        raise ValueError(f"{name} is {text!r}; it must be one of {choices}{nearest(text, [str(a) for a in args])}")
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() in ("none", "null") and type(None) in args:
+            return None
+        return parse(name, next(a for a in args if a is not type(None)), text)
+    if origin is tuple:
+        parts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
+        kinds = [args[0]] * len(parts) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        if len(parts) != len(kinds):
+            raise ValueError(f"{name} is {text!r}; it takes {len(kinds)} values separated by commas")
+        return tuple(parse(name, kind, part) for kind, part in zip(kinds, parts, strict=True))
+    if hint is bool:
+        if text.lower() in ("true", "yes", "on", "1"):
+            return True
+        if text.lower() in ("false", "no", "off", "0"):
+            return False
+        raise ValueError(f"{name} is {text!r}; it must be true or false")
+    if hint in (int, float):
+        try:
+            return hint(text.replace("_", "")) if hint is int else float(text)
+        except ValueError:
+            kind = "a whole number" if hint is int else "a number"
+            raise ValueError(f"{name} is {text!r}; it must be {kind}") from None
+    return text
