@@ -1,0 +1,55 @@
+"""A net with K exits: a stem, then K blocks that hand features on, each with a classifier at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+
+
+class MultiExitNet(nn.Module):
+    """Images [B, 3, H, W] -> K logit tensors [B, classes].
+
+    stem        images -> list of features
+    blocks      list of features -> list of features; the last one of the list is what the block's exit reads
+    classifiers feature -> logits
+    """
+
+    def __init__(
+        self, stem: nn.Module, blocks: Iterable[nn.Module], classifiers: Iterable[nn.Module], batch_norm: str = "batch"
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.blocks = nn.ModuleList(blocks)
+        self.classifiers = nn.ModuleList(classifiers)
+        self.batch_norm = batch_norm
+        assert len(self.blocks) == len(self.classifiers)
+
+    @property
+    def num_exits(self) -> int:
+        return len(self.blocks)
+
+    def stages(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """The K pairs (block, classifier): a walk that may stop after any exit, keeping only some samples.
+
+        features = net.stem(images); then, pair after pair, features = block(features), logits = classifier(features[-1]).
+        Every tensor of `features` has the batch as its first dimension.
+        """
+        return zip(self.blocks, self.classifiers, strict=True)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = self.stem(images)
+        logits = []
+        for block, classifier in zip(self.blocks, self.classifiers, strict=True):
+            features = block(features)
+            logits.append(classifier(features[-1]))
+        return logits
+
+    def train(self, mode: bool = True) -> MultiExitNet:
+        """As for every module; with batch_norm "running", batch-norms stay on their running statistics."""
+        super().train(mode)
+        if self.batch_norm == "running":
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
