@@ -31,7 +31,7 @@ def exit_losses(
     _check(logits, labels, label_smoothing)
     if backend_for(labels.device, backend, _unfit(logits)) == "reference":
         return reference.exit_losses(logits, labels, label_smoothing)
-    from kernels.exit_losses import fused  # importing kernels must not need triton
+    import kernels.exit_losses.fused as fused  # importing kernels must not need triton
 
     return fused.exit_losses(logits, labels, label_smoothing)
 
@@ -49,7 +49,7 @@ def exit_losses_jvp(
         raise ValueError(f"tangents are {_shapes(tangents)}, the logits {_shapes(logits)}; give one tangent per logit")
     if backend_for(labels.device, backend, _unfit([*logits, *tangents])) == "reference":
         return reference.exit_losses_jvp(logits, tangents, labels, label_smoothing)
-    from kernels.exit_losses import fused
+    import kernels.exit_losses.fused as fused
 
     return fused.exit_losses_jvp(logits, tangents, labels, label_smoothing)
 

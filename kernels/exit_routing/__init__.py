@@ -13,7 +13,7 @@ from kernels.exit_routing import reference
 
 __all__ = ["quotas", "route", "shares"]
 
-FUSED_MAX_SAMPLES = 16_384  # one program keeps every sample's key in registers
+FUSED_MAX_SAMPLES = 8_192  # one program keeps every sample's key in registers
 
 
 def shares(ratio: float, num_exits: int) -> Tensor:
@@ -48,7 +48,7 @@ def route(confidences: Tensor, quotas: Sequence[int], backend: Choice = "auto") 
     confidences  [n, K] floating; NaN counts as the least confident
     quotas       K counts that sum to n; exit k < K takes its quota of the samples most confident at k among those
                  that no earlier exit has taken, exit K the rest; of equal confidences the lower index goes first
-    backend      see kernels.backend; the fused kernel takes float32, bfloat16 and float16, at most 16,384 samples
+    backend      see kernels.backend; the fused kernel takes float32, bfloat16 and float16, at most 8,192 samples
     Raises ValueError where quotas and confidences do not fit.
     """
     if confidences.dim() != 2 or not confidences.is_floating_point():
@@ -58,7 +58,7 @@ def route(confidences: Tensor, quotas: Sequence[int], backend: Choice = "auto") 
         raise ValueError(f"quotas {list(quotas)} must be {num_exits} counts that sum to the {num_samples} samples")
     if backend_for(confidences.device, backend, _unfit(confidences)) == "reference":
         return reference.route(confidences, quotas)
-    from kernels.exit_routing import fused  # importing kernels must not need triton
+    import kernels.exit_routing.fused as fused  # importing kernels must not need triton
 
     return fused.route(confidences, quotas)
 

@@ -20,7 +20,7 @@ def route(confidences: Tensor, quotas: Sequence[int]) -> Tensor:
     exit_of_sample = torch.full((num_samples,), num_exits - 1, dtype=torch.int64, device=confidences.device)
     taken = torch.zeros(num_samples, dtype=torch.bool, device=confidences.device)
     for k, quota in enumerate(quotas[:-1]):
-        order = keys[:, k].masked_fill(taken, -torch.inf).argsort(descending=True, stable=True)
-        exit_of_sample[order[:quota]] = k
-        taken[order[:quota]] = True
+        chosen = keys[:, k].masked_fill(taken, -torch.inf).argsort(descending=True, stable=True)[:quota]
+        exit_of_sample.index_fill_(0, chosen, k)
+        taken.index_fill_(0, chosen, True)
     return exit_of_sample

@@ -49,7 +49,7 @@ def lookahead(
     unfit = _unfit(params, grads, momentum_buffers, lr)
     if backend_for(params[0].device, backend, unfit) == "reference":
         return reference.lookahead(params, grads, momentum_buffers, lr, momentum, weight_decay, nesterov, dampening)
-    from kernels.lookahead import fused  # importing kernels must not need triton
+    import kernels.lookahead.fused as fused  # importing kernels must not need triton
 
     return fused.lookahead(params, grads, momentum_buffers, lr, momentum, weight_decay, nesterov, dampening)
 

@@ -51,6 +51,6 @@ def normalize(
         raise ValueError("out is not channels last; allocate it with memory_format=torch.channels_last")
     if backend_for(images.device, backend) == "reference":
         return reference.normalize(images, mean, std, out, flip)
-    from kernels.normalize import fused  # importing kernels must not need triton
+    import kernels.normalize.fused as fused  # importing kernels must not need triton
 
     return fused.normalize(images, mean, std, out, flip)

@@ -1,0 +1,225 @@
+"""What each operation costs: separate torch operations, the reference and, on a GPU, the fused kernel, in turn.
+
+    python -m kernels.bench [--device cpu|cuda] [--rounds 20] [--json]
+
+The sides of an operation alternate within one process, first in order and then in reverse, after an untimed round that
+also checks that they agree. Times are per call; "bytes" is the least that must move, each input read and each output
+written once, so bytes over the median is a bandwidth to hold against the device's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.backend import Choice
+from kernels.exit_losses import exit_losses
+from kernels.exit_routing import quotas, route
+from kernels.lookahead import lookahead
+from kernels.normalize import normalize
+
+Output = Tensor | list[Tensor]
+Side = Callable[[], Output]
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One side of one operation; seconds per call over `rounds` calls."""
+
+    operation: str
+    case: str
+    side: str  # separate | reference | triton
+    median_seconds: float
+    min_seconds: float
+    max_seconds: float
+    rounds: int
+    bytes: int
+    device: str
+    torch: str
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        return self.bytes / self.median_seconds / 1e9
+
+
+@dataclass(frozen=True)
+class Case:
+    operation: str
+    name: str
+    bytes: int
+    tolerance: float
+    sides: dict[str, Side]
+
+
+def benchmark_kernels(device: torch.device, rounds: int = 20) -> list[Row]:
+    """A row for every operation and side; sizes are the training's on a GPU and small on a CPU."""
+    if rounds < 1:
+        raise ValueError(f"{rounds} rounds; there must be at least 1")
+    rows = []
+    for case in _cases(device):
+        _check_agreement(case)
+        seconds: dict[str, list[float]] = {side: [] for side in case.sides}
+        for i in range(rounds):
+            order = list(case.sides) if i % 2 == 0 else list(case.sides)[::-1]
+            for side in order:
+                seconds[side].append(_timed(case.sides[side], device))
+        rows += [
+            Row(
+                case.operation, case.name, side, statistics.median(taken), min(taken), max(taken), rounds, case.bytes,
+                _name(device), torch.__version__,
+            )
+            for side, taken in seconds.items()
+        ]  # fmt: skip
+    return rows
+
+
+def _cases(device: torch.device) -> Iterator[Case]:
+    gpu = device.type == "cuda"
+    random = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device, generator=random)
+
+    n, K, C = (1024, 5, 1000) if gpu else (128, 5, 100)
+    dtype = torch.bfloat16 if gpu else torch.float32
+    logits = [normal(n, C).to(dtype).requires_grad_() for _ in range(K)]
+    labels = torch.randint(C, (n,), device=device, generator=random)
+    weights = torch.rand(n, K, device=device, generator=random)
+    losses = _sides(
+        device, partial(_separate_losses, logits, labels, weights), partial(_losses, logits, labels, weights)
+    )
+    size = 3 * n * K * C * dtype.itemsize
+    yield Case("exit_losses", f"forward and backward, {n} x {K} x {C} {dtype}", size, 1e-2 if gpu else 1e-4, losses)
+
+    confidences = torch.rand(n, K, device=device, generator=random)
+    counts = quotas(n, 0.75, K)
+    routes = _sides(device, partial(_separate_route, confidences, counts), partial(route, confidences, counts))
+    yield Case("exit_routing", f"{n} x {K}", n * (4 * (K - 1) + 8), 0.0, routes)
+
+    # The parameter tensors of a small multi-exit net: many narrow ones, normalisation vectors between them.
+    shapes = [s for width in (16, 32, 64, 128) for s in ((width, width, 3, 3), (width,), (width,))] * (40 if gpu else 8)
+    p, g, m = ([normal(*shape) for shape in shapes] for _ in range(3))
+    steps = _sides(
+        device, partial(_separate_lookahead, p, g, m), partial(lookahead, p, g, m, 0.1, 0.9, 1e-4, nesterov=False)
+    )
+    numbers = sum(t.numel() for t in p)
+    yield Case("lookahead", f"{len(p)} tensors, {numbers:,} values float32", 16 * numbers, 1e-5, steps)
+
+    n, side = (256, 224) if gpu else (16, 64)
+    images = torch.randint(256, (n, side, side, 3), dtype=torch.uint8, device=device, generator=random)
+    flip = torch.rand(n, device=device, generator=random) < 0.5
+    pixels = _sides(
+        device,
+        partial(_separate_normalize, images, flip),
+        partial(normalize, images, MEAN, STD, torch.bfloat16, flip=flip),
+    )
+    yield Case("normalize", f"{n} x {side} x {side}, flips, bfloat16", images.numel() * 3, 2e-2, pixels)
+
+
+def _sides(device: torch.device, separate: Callable[[], Output], ours: Callable[..., Output]) -> dict[str, Side]:
+    """The side that an operation replaces, and ours by every backend that runs on `device`."""
+    backends = ("reference", "triton") if device.type == "cuda" else ("reference",)
+    return {"separate": separate, **{b: partial(ours, backend=b) for b in backends}}
+
+
+def _losses(logits: list[Tensor], labels: Tensor, weights: Tensor, backend: Choice) -> list[Tensor]:
+    out = exit_losses(logits, labels, backend=backend)
+    grads = torch.autograd.grad(out.losses, logits, weights)
+    return [out.losses.detach(), out.confidences, out.top1.float(), out.top5.float(), *grads]
+
+
+def _separate_losses(logits: list[Tensor], labels: Tensor, weights: Tensor) -> list[Tensor]:
+    full = [z.float() for z in logits]
+    losses = torch.stack([F.cross_entropy(z, labels, reduction="none") for z in full], 1)
+    confidences = torch.stack([torch.softmax(z.detach(), 1).max(1).values for z in full], 1)
+    top1 = torch.stack([z.argmax(1) == labels for z in full], 1)
+    top5 = torch.stack([(z.topk(5, 1).indices == labels[:, None]).any(1) for z in full], 1)
+    grads = torch.autograd.grad(losses, logits, weights)
+    return [losses.detach(), confidences, top1.float(), top5.float(), *grads]
+
+
+def _separate_route(confidences: Tensor, counts: list[int]) -> Tensor:
+    """The rule as one reads it, sample by sample on the host."""
+    table, left = confidences.tolist(), list(range(len(confidences)))
+    exits = [len(counts) - 1] * len(left)
+    for k, count in enumerate(counts[:-1]):
+        left.sort(key=lambda i: (-table[i][k], i))
+        for i in left[:count]:
+            exits[i] = k
+        left = left[count:]
+    return torch.tensor(exits, device=confidences.device)
+
+
+def _separate_lookahead(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]) -> list[Tensor]:
+    steps = [0.9 * m + (g + 1e-4 * p) for p, g, m in zip(params, grads, buffers, strict=True)]
+    return [p - 0.1 * s for p, s in zip(params, steps, strict=True)]
+
+
+def _separate_normalize(images: Tensor, flip: Tensor) -> Tensor:
+    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
+    x = (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    return x.to(torch.bfloat16, memory_format=torch.channels_last)
+
+
+def _check_agreement(case: Case) -> None:
+    results = {side: _listed(call()) for side, call in case.sides.items()}
+    first = next(iter(results))
+    for side, tensors in results.items():
+        for ours, theirs in zip(tensors, results[first], strict=True):
+            apart = (ours.double() - theirs.double()).abs().max().item()
+            if not apart <= case.tolerance:
+                raise RuntimeError(f"{case.operation}: {side} and {first} differ by {apart:.3g}, not timed")
+
+
+def _listed(output: Output) -> list[Tensor]:
+    return [output] if isinstance(output, Tensor) else output
+
+
+def _timed(call: Side, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # not events: they leave out the host's share, most of many small launches
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", action="store_true", help="one JSON row per line")
+    options = parser.parse_args()
+    rows = benchmark_kernels(torch.device(options.device), options.rounds)
+    if options.json:
+        print("\n".join(json.dumps(asdict(row)) for row in rows))
+        return
+    print(f"{rows[0].device}, torch {rows[0].torch}; milliseconds per call, median [min-max] of {rows[0].rounds}")
+    for row in rows:
+        low, middle, high = (1e3 * s for s in (row.min_seconds, row.median_seconds, row.max_seconds))
+        times = f"{middle:8.3f} [{low:.3f}-{high:.3f}]"
+        print(f"{row.operation:13} {row.side:10} {times:28} {row.gigabytes_per_second:8.2f} GB/s  {row.case}")
+
+
+if __name__ == "__main__":
+    main()
