@@ -72,7 +72,7 @@ class Stem(nn.Module):
 
 
 class Classifier(nn.Module):
-    """One exit: [B, C, H, W] -> logits [B, classes], by two strided convolutions, a 2x2 average pool, a linear layer."""
+    """One exit: [B, C, H, W] -> logits [B, classes]; two strided convolutions, a 2x2 average pool, a linear layer."""
 
     def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
         super().__init__()

@@ -15,7 +15,8 @@ def build_model(config: ModelConfig, num_classes: int) -> MultiExitNet:
         raise ValueError(f"the data has {num_classes} classes; at least 1 is needed")
     if config.num_classes not in (0, num_classes):
         raise ValueError(
-            f"model.num_classes is {config.num_classes}, but the data has {num_classes}; set model.num_classes=0 to follow it"
+            f"model.num_classes is {config.num_classes}, but the data has {num_classes}; "
+            "set model.num_classes=0 to follow the data"
         )
     net = (msdnet if config.net == "msdnet" else ranet)(config, num_classes)
     initialise(net)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 
@@ -74,8 +76,8 @@ class ModelConfig:
     def _check_msdnet(self) -> None:
         if self.scales or self.blocks or self.compression != 0.25:
             raise ValueError(
-                f"model.scales {self.scales}, model.blocks {self.blocks} and model.compression {self.compression} shape "
-                "a RANet; leave them out or set model.net=ranet"
+                f"model.scales {self.scales}, model.blocks {self.blocks} and model.compression {self.compression} "
+                "shape a RANet; leave them out or set model.net=ranet"
             )
 
     def _check_ranet(self) -> None:
@@ -84,21 +86,20 @@ class ModelConfig:
                 f"a RANet has one entry a sub-network in model.growth_factors {self.growth_factors}, "
                 f"model.scales {self.scales} and model.blocks {self.blocks}; make them equally long"
             )
-        if self.scales[0] < 1 or any(not 0 <= b - a <= 1 for a, b in zip(self.scales, self.scales[1:], strict=False)):
-            raise ValueError(
-                f"model.scales is {self.scales}; from 1 on, each must equal the one before it or be 1 more"
-            )
-        if self.blocks[0] < 1 or any(b <= a for a, b in zip(self.blocks, self.blocks[1:], strict=False)):
+        if self.scales[0] < 1 or any(not 0 <= b - a <= 1 for a, b in pairwise(self.scales)):
+            raise ValueError(f"model.scales is {self.scales}; from 1 on, each must equal the one before or be 1 more")
+        if self.blocks[0] < 1 or any(b <= a for a, b in pairwise(self.blocks)):
             raise ValueError(f"model.blocks is {self.blocks}; each sub-network needs more blocks than the coarser one")
         if self.num_exits != self.blocks[-1]:
             raise ValueError(
                 f"model.num_exits is {self.num_exits}, but sub-networks of {self.blocks} blocks have {self.blocks[-1]} "
                 f"exits; set model.num_exits={self.blocks[-1]}"
             )
-        if self.growth * self.compression * min(self.growth_factors) < 1:
+        smallest = self.compression * min(self.growth_factors[1:], default=1)
+        if self.growth * smallest < 1 and len(self.blocks) > 1:
             raise ValueError(
-                f"model.growth {self.growth} times model.compression {self.compression} leaves the coarser sub-network "
-                f"no channel of a fused layer; set model.growth={int(-(-1 // self.compression))} or more"
+                f"model.growth {self.growth} leaves the coarser sub-network no channel of a fused layer at "
+                f"model.compression {self.compression}; set model.growth={math.ceil(1 / smallest)} or more"
             )
 
     @property

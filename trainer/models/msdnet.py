@@ -16,35 +16,30 @@ from trainer.models.multi_exit import MultiExitNet
 class MultiScaleLayer(nn.Module):
     """One layer: each kept scale's feature, new channels of the finer scale (strided) and new channels of its own.
 
-    Features come and go finest first. `dropped` (0 or 1) finest scales end here; a transition then narrows the rest.
+    Features come and go finest first. Where the finest scale ends here, a transition narrows the rest.
     """
 
     def __init__(
         self,
         in_channels: Sequence[int],
-        new_channels: Sequence[int],
         factors: Sequence[int],
-        dropped: int,
-        reduction: float,
+        new_channels: Sequence[int],
+        out_channels: Sequence[int],
     ) -> None:
-        """in_channels, factors: of the input scales; new_channels: of the kept ones."""
+        """in_channels, factors (of bottlenecks): of the input scales; new_channels, out_channels: of the kept ones."""
         super().__init__()
-        self.dropped = dropped
+        self.dropped = dropped = len(in_channels) - len(new_channels)  # finest scales that end here: 0 or 1
         self.own = nn.ModuleList()
         self.down = nn.ModuleList()  # down[s] reads input scale s
-        self.out_channels: list[int] = []
         for scale, new in enumerate(new_channels, start=dropped):
             from_finer = new // 2 if scale > 0 else 0
             if scale > 0:
                 self.down.append(Bottleneck(in_channels[scale - 1], from_finer, factors[scale - 1], stride=2))
             self.own.append(Bottleneck(in_channels[scale], new - from_finer, factors[scale]))
-            self.out_channels.append(in_channels[scale] + new)
         self.transition: nn.ModuleList | None = None
         if dropped:
-            narrow = [math.floor(reduction * channels) for channels in self.out_channels]
-            pairs = zip(self.out_channels, narrow, strict=True)
-            self.transition = nn.ModuleList(ConvNormReLU(a, b, kernel=1) for a, b in pairs)
-            self.out_channels = narrow
+            triples = zip(in_channels[dropped:], new_channels, out_channels, strict=True)
+            self.transition = nn.ModuleList(ConvNormReLU(old + new, out, kernel=1) for old, new, out in triples)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         out = []
@@ -73,9 +68,9 @@ class MultiScaleBlock(nn.Module):
 
 def msdnet(config: ModelConfig, num_classes: int) -> MultiExitNet:
     """The MSDNet of a config, not yet initialised. Source: METHOD.md section 3."""
-    channels = [config.first_channels * factor for factor in config.growth_factors]
-    num_scales = len(channels)
-    stem = Stem(config.stem, channels, strides=[2] * (num_scales - 1))
+    factors, num_scales = config.growth_factors, len(config.growth_factors)
+    width = config.first_channels  # every scale has width * factor channels throughout
+    stem = Stem(config.stem, [width * factor for factor in factors], strides=[2] * (num_scales - 1))
     num_layers = sum(config.layers_per_block)
     interval = math.ceil(num_layers / num_scales)
 
@@ -86,15 +81,18 @@ def msdnet(config: ModelConfig, num_classes: int) -> MultiExitNet:
             depth += 1
             # Scales dropped before and after layer `depth` (counted from 1), finest first.
             before, after = max(0, depth - 2) // interval, (depth - 1) // interval
+            out_width = width + config.growth
+            if after > before:
+                # Rounded before the factor: the published costs of the 7-exit net need it.
+                out_width = math.floor(config.reduction * out_width)
             layer = MultiScaleLayer(
-                in_channels=channels,
-                new_channels=[config.growth * factor for factor in config.growth_factors[after:]],
+                in_channels=[width * factor for factor in factors[before:]],
                 factors=config.bottleneck_factors[before:],
-                dropped=after - before,
-                reduction=config.reduction,
+                new_channels=[config.growth * factor for factor in factors[after:]],
+                out_channels=[out_width * factor for factor in factors[after:]],
             )
-            channels = layer.out_channels
+            width = out_width
             layers.append(layer)
         blocks.append(MultiScaleBlock(layers))
-        classifiers.append(Classifier(channels[-1], config.classifier_channels, num_classes))
+        classifiers.append(Classifier(width * factors[-1], config.classifier_channels, num_classes))
     return MultiExitNet(stem, blocks, classifiers, config.batch_norm)

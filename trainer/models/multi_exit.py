@@ -32,7 +32,7 @@ class MultiExitNet(nn.Module):
     def stages(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         """The K pairs (block, classifier): a walk that may stop after any exit, keeping only some samples.
 
-        features = net.stem(images); then, pair after pair, features = block(features), logits = classifier(features[-1]).
+        features = net.stem(images); then, pair after pair: features = block(features); classifier(features[-1]).
         Every tensor of `features` has the batch as its first dimension.
         """
         return zip(self.blocks, self.classifiers, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,7 @@ class ExitBlock(nn.Module):
         """num_bases: sub-networks to come after this one; begins: this is the sub-network's first plain block."""
         super().__init__()
         self.fused = nn.ModuleList(fused)
+        self.lengths = [len(block.layers) + 1 for block in fused]  # features in each coarser block's history
         self.block = block
         self.num_bases = num_bases
         self.begins = begins
@@ -101,8 +103,7 @@ class ExitBlock(nn.Module):
             # The stem's features, or those of the coarser sub-network's last exit, whose own feature ends here.
             x, bases = features[0], features[1 : 1 + self.num_bases]
             coarser = features[1 + self.num_bases : -1]
-            for block in self.fused:
-                length = len(block.layers) + 1
+            for block, length in zip(self.fused, self.lengths, strict=True):
                 x, own = block(x, coarser[:length])
                 coarser = coarser[length:]
                 history += own
@@ -129,7 +130,7 @@ def ranet(config: ModelConfig, num_classes: int) -> MultiExitNet:
     """The RANet of a config, not yet initialised. Source: METHOD.md section 3."""
     channels = [config.first_channels * factor for factor in config.growth_factors]  # coarsest first
     finest_first = config.scales[::-1]
-    strides = [2 if a > b else 1 for a, b in zip(finest_first, finest_first[1:], strict=False)]
+    strides = [2 if a > b else 1 for a, b in pairwise(finest_first)]
     stem = BaseFeatures(Stem(config.stem, channels[::-1], strides))
     layers_of = config.layers_per_block
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -30,11 +31,11 @@ class WeightNet(nn.Module):
         super().__init__()
         self.inputs = config.inputs
         widths = [num_exits * (2 if config.inputs == "both" else 1), *[config.width] * config.depth]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.output = nn.Linear(config.width, num_exits)
 
     def forward(self, losses: Tensor, confidences: Tensor) -> Tensor:
-        """Losses and confidences [n, K] -> u [n, K] in (-1, 1), in the parameters' type (float32) also under autocast."""
+        """Losses, confidences [n, K] -> u [n, K] in (-1, 1), in the parameters' type (float32) also under autocast."""
         if self.inputs == "both":
             x = torch.cat([losses, confidences], dim=1)
         else:

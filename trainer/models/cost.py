@@ -1,0 +1,93 @@
+"""Parameters and multiply-adds up to every exit, by the papers' convention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainer.models.build import build_model
+from trainer.models.config import ModelConfig
+from trainer.models.multi_exit import MultiExitNet
+
+
+@dataclass(frozen=True)
+class ExitCost:
+    """What one image costs that runs until exit `exit` (from 1): every block and every classifier on the way."""
+
+    exit: int
+    params: int
+    mul_adds: int
+
+
+@dataclass
+class Operations:
+    """Operations of one image by kind; `total` counts each as one, as METHOD.md section 4 does.
+
+    Batch-norm, concatenation, interpolation and convolution biases are free.
+    """
+
+    convolution: int = 0
+    linear: int = 0
+    linear_bias: int = 0
+    relu: int = 0
+    pooling: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.convolution + self.linear + self.linear_bias + self.relu + self.pooling
+
+    def add(self, module: nn.Module, output: Tensor) -> None:
+        """Count one call of a leaf module by its output [1, ...]."""
+        if isinstance(module, nn.Conv2d):
+            self.convolution += output.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            self.linear += module.weight.numel()
+            self.linear_bias += module.bias.numel()
+        elif isinstance(module, nn.ReLU):
+            self.relu += output.numel()
+        elif isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
+            kernel = module.kernel_size
+            assert isinstance(kernel, int)
+            self.pooling += output.numel() * kernel * kernel
+
+
+def exit_operations(config: ModelConfig, num_classes: int, image_size: int) -> list[Operations]:
+    """Cumulative operations of one [3, image_size, image_size] image until each exit; nothing is computed."""
+    with torch.device("meta"):
+        net = build_model(config, num_classes).eval()
+        images = torch.empty(1, 3, image_size, image_size)
+    counts = Operations()
+    for module in net.modules():
+        if not any(module.children()):
+            module.register_forward_hook(lambda leaf, _, output: counts.add(leaf, output))
+    until_exit = []
+    features = net.stem(images)
+    for block, classifier in net.stages():
+        features = block(features)
+        classifier(features[-1])
+        until_exit.append(Operations(**vars(counts)))
+    return until_exit
+
+
+def exit_params(net: MultiExitNet) -> list[int]:
+    """Cumulative parameters until each exit."""
+    until_exit, count = [], _params(net.stem)
+    for block, classifier in net.stages():
+        count += _params(block) + _params(classifier)
+        until_exit.append(count)
+    return until_exit
+
+
+def _params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def exit_costs(config: ModelConfig, num_classes: int, image_size: int) -> list[ExitCost]:
+    """Cumulative parameters and multiply-adds of exits 1..K. Source of the convention: METHOD.md section 4."""
+    with torch.device("meta"):
+        params = exit_params(build_model(config, num_classes))
+    operations = exit_operations(config, num_classes, image_size)
+    pairs = zip(params, operations, strict=True)
+    return [ExitCost(k, count, done.total) for k, (count, done) in enumerate(pairs, start=1)]
