@@ -27,10 +27,7 @@ def publish(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for parent, _, files in os.walk(temporary, topdown=False):
-            for name in files:
-                sync(Path(parent, name))
-            sync(Path(parent))
+        sync_folder(temporary)
         try:
             os.rename(temporary, folder)
         except OSError:
@@ -50,6 +47,14 @@ def publish_file(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder and all that is in it are on disk."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            sync(Path(parent, name))
+        sync(Path(parent))
+
+
 def sync(path: Path) -> None:
     """Wait until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -63,15 +68,15 @@ def sync(path: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Only one process at a time works on `folder`; the others wait here (a lock file beside it).
 
-    Raises ValueError where the cache cannot be written.
+    Raises ValueError where the lock file cannot be written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         handle = open(folder.with_name(f".{folder.name}.lock"), "w")  # noqa: SIM115
     except OSError as error:
         raise ValueError(
-            f"the cache folder {folder.parent} cannot be written ({error.strerror}); point XDG_CACHE_HOME at a "
-            "folder that can"
+            f"{folder.parent} cannot be written ({error.strerror}); choose a folder that can "
+            "(XDG_CACHE_HOME moves the cache)"
         ) from error
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # the system drops it when the process ends, however it ends

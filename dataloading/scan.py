@@ -159,7 +159,8 @@ def scan_headers(
             return len(rows)
 
         meter = Meter(f"reading headers: {split}", num_rows, progress)
-        parts = (range(first, min(first + _ROWS_PER_TASK, num_rows)) for first in range(0, num_rows, _ROWS_PER_TASK))
+        rows = range(num_rows)
+        parts = (rows[first : first + _ROWS_PER_TASK] for first in range(0, num_rows, _ROWS_PER_TASK))
         for done in in_order(scan, parts, num_workers(num_threads)):
             meter.add(done)
 

@@ -70,7 +70,7 @@ def read_archive(path: Path) -> Splits:
             container=[0] * len(rows),
         )
 
-    return Splits(path.name, index("train"), index(val), watched=(watched,))
+    return Splits(path.name, index("train"), index(val), watched=(watched, watch(container)))
 
 
 def plain_tar(path: Path) -> Path:

@@ -66,10 +66,10 @@ def _cut(photographs: dict[str, Path], destination: Path) -> None:
                 photograph = image.convert("RGB")
             random = np.random.Generator(np.random.Philox(key=[_RECIPE, number]))
             edge = int(photograph.width * TRAIN_SHARE)
+            room = min(photograph.height, photograph.width - edge)  # the same scale on both sides
             for split, count, left, right in (("train", NUM_TRAIN, 0, edge), ("val", NUM_VAL, edge, photograph.width)):
-                room = min(photograph.height, right - left)
                 for crop in range(count):
-                    side = int(random.uniform(0.4, 0.8) * room)
+                    side = int(random.uniform(0.5, 0.9) * room)
                     x = int(random.integers(left, right - side + 1))
                     y = int(random.integers(0, photograph.height - side + 1))
                     part = photograph.crop((x, y, x + side, y + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +15,25 @@ import numpy as np
 from dataloading.cache import cache_folder, locked, once
 from dataloading.config import DataConfig
 from dataloading.datasets.archive import read_archive
+from dataloading.datasets.cifar import is_cifar, read_cifar
 from dataloading.datasets.demo import demo_archive
 from dataloading.datasets.image_folder import read_image_folder
+from dataloading.datasets.imagenet import is_imagenet, read_imagenet
 from dataloading.datasets.long_tail import long_tail_rows, mu_of
+from dataloading.datasets.prepared import is_prepared, read_prepared
 from dataloading.datasets.splits import Splits
+from dataloading.datasets.webdataset import is_webdataset, read_webdataset
 from dataloading.heldout import split_rows
 from dataloading.index import PIXELS, Index
 from dataloading.quarantine import Quarantined
 from dataloading.scan import ProgressCallback
 
+_KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Splits]], ...] = (
+    (is_prepared, read_prepared),
+    (is_imagenet, read_imagenet),
+    (is_cifar, read_cifar),
+    (is_webdataset, read_webdataset),
+)
 _FORMAT = 1  # raise when what is cached changes its meaning
 
 
@@ -72,6 +83,8 @@ def open_splits(path: Path, *, num_threads: int = 0, progress: ProgressCallback 
     """
     if not path.exists():
         raise ValueError(f"data.path {path} does not exist; give a folder, archive or prepared set")
+    if is_prepared(path):
+        return read_prepared(path)
     home = cache_folder() / "index" / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
     found = _cached(home)
     if found is None:
@@ -87,9 +100,10 @@ def open_splits(path: Path, *, num_threads: int = 0, progress: ProgressCallback 
 
 def read_source(path: Path) -> Splits:
     """Lists what is at `path`, whatever kind it is, without reading images."""
-    if path.is_dir():
-        return read_image_folder(path)
-    return read_archive(path)
+    for is_kind, read in _KINDS:
+        if is_kind(path):
+            return read(path)
+    return read_image_folder(path) if path.is_dir() else read_archive(path)
 
 
 def _cached(home: Path) -> Splits | None:
