@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -91,3 +93,23 @@ def exit_costs(config: ModelConfig, num_classes: int, image_size: int) -> list[E
     operations = exit_operations(config, num_classes, image_size)
     pairs = zip(params, operations, strict=True)
     return [ExitCost(k, count, done.total) for k, (count, done) in enumerate(pairs, start=1)]
+
+
+def fvcore_costs(config: ModelConfig, num_classes: int, image_size: int) -> list[int]:
+    """fvcore's count of the same net, cumulative over exits 1..K: its convolutions and linear layers.
+
+    What ours counts beyond that is, to the digit, the ReLU, pooling and linear_bias of `exit_operations`.
+    """
+    from fvcore.nn import FlopCountAnalysis  # here: only this cross-check needs it, and it takes a second to import
+
+    net = build_model(config, num_classes).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore traces with a form that torch calls deprecated
+        analysis = FlopCountAnalysis(net, torch.zeros(1, 3, image_size, image_size)).unsupported_ops_warnings(False)
+        by_module = analysis.by_module_and_operator()
+
+    def count(name: str) -> int:
+        return int(by_module[name]["conv"] + by_module[name]["linear"])
+
+    each = [count(f"blocks.{k}") + count(f"classifiers.{k}") for k in range(net.num_exits)]
+    return list(accumulate(each, initial=count("stem")))[1:]
