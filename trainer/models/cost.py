@@ -100,11 +100,11 @@ def fvcore_costs(config: ModelConfig, num_classes: int, image_size: int) -> list
 
     What ours counts beyond that is, to the digit, the ReLU, pooling and linear_bias of `exit_operations`.
     """
-    from fvcore.nn import FlopCountAnalysis  # here: only this cross-check needs it, and it takes a second to import
-
     net = build_model(config, num_classes).eval()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fvcore traces with a form that torch calls deprecated
+        warnings.simplefilter("ignore")  # fvcore scripts and traces by forms that torch calls deprecated
+        from fvcore.nn import FlopCountAnalysis  # here: only this cross-check needs it, and it takes a second
+
         analysis = FlopCountAnalysis(net, torch.zeros(1, 3, image_size, image_size)).unsupported_ops_warnings(False)
         by_module = analysis.by_module_and_operator()
 
