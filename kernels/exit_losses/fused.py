@@ -17,7 +17,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels.exit_losses.reference import ExitLosses
 from kernels.launch import launch
@@ -54,6 +53,7 @@ def exit_losses_forward(
             logit_sum += tl.sum(tl.where(inside, z, 0.0), 0)
         beaten = (z < own) | ((z == own) & (columns >= label))
         rank += tl.sum((inside & (beaten == 0)).to(tl.int32), 0)
+    total = tl.where(total > 0, total, float("nan"))  # a row of -inf alone has no softmax
     loss = (peak - own) + tl.log(total)  # not (peak + log total) - own: large logits would lose the digits
     if SMOOTHED:
         loss = (1 - smoothing) * loss + smoothing * ((peak - logit_sum / C) + tl.log(total))
@@ -167,8 +167,12 @@ class FusedExitLosses(torch.autograd.Function):
         ctx.save_for_forward(labels, confidences, peaks, *logits)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangents: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # so it is under create_graph=True; the graph would silently end here
+            raise ValueError(
+                "the fused exit losses are differentiable once and create_graph=True asks for more; "
+                "set the kernel backend to reference"
+            )
         labels, confidences, peaks, *logits = ctx.saved_tensors
         if cotangents is None:
             return (None, None, *(None for _ in logits))

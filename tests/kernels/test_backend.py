@@ -1,0 +1,65 @@
+"""Which implementation runs, and that importing the package needs neither triton nor a GPU."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kernels import backend
+from kernels.backend import backend_for
+
+CPU = torch.device("cpu")
+
+
+def test_cpu_takes_the_reference_and_says_why_once(caplog):
+    backend._announce.cache_clear()
+    with caplog.at_level(logging.INFO, logger="kernels.backend"):
+        assert backend_for(CPU) == "reference"
+        assert backend_for(CPU) == "reference"
+    assert [r.getMessage() for r in caplog.records if "no NVIDIA GPU" in r.getMessage()] == [caplog.messages[0]]
+
+
+def test_cpu_takes_the_reference_even_under_the_interpreter_unless_forced(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend_for(CPU) == "reference"
+    assert backend_for(CPU, "triton") == "triton"
+    assert backend_for(CPU, "reference") == "reference"
+
+
+def test_asking_for_what_cannot_run_is_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=r"no NVIDIA GPU.*set the kernel backend to auto or reference"):
+        backend_for(CPU, "triton")
+    with pytest.raises(ValueError, match="choose one of auto, reference, triton"):
+        backend_for(CPU, "cuda")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="float64 logits"):
+        backend_for(CPU, "triton", unfit="float64 logits")
+
+
+def test_a_gpu_takes_triton_unless_it_is_too_old(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    for capability, expected in (((9, 0), "triton"), ((7, 5), "reference")):
+        backend._gpu_obstacle.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert backend_for(gpu) == expected
+    assert backend_for(gpu, unfit="float64 logits") == "reference"
+    backend._gpu_obstacle.cache_clear()
+
+
+def test_without_triton_everything_imports_and_the_reference_runs():
+    script = """
+import sys
+sys.modules["triton"] = None  # importing it fails
+import torch
+import kernels.bench
+from kernels.exit_losses import exit_losses
+from kernels.exit_routing import quotas, route
+assert exit_losses([torch.zeros(2, 3)], torch.zeros(2, dtype=torch.int64)).top1.all()
+assert route(torch.zeros(2, 2), quotas(2, 1.0, 2)).tolist() == [0, 1]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
