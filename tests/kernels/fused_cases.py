@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.backend import interpreting
 from kernels.exit_losses import exit_losses, exit_losses_jvp, reference
 from kernels.exit_routing import quotas, route
-from kernels.lookahead import lookahead
+from kernels.lookahead import fused, lookahead
 from kernels.normalize import normalize
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
@@ -40,7 +40,8 @@ def assert_at_most_twice_as_wrong(fused: Tensor, torchs: Tensor, exact: Tensor) 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("n", "K", "C"), [(1, 1, 2), (3, 5, 10), (2, 2, 1000), (2, 1, 5000)])
 def test_exit_losses_forward_backward_and_tangent(n, K, C, smoothing, dtype):  # noqa: N803
-    logits = [(4 * normal(n, C, seed=k)).to(dtype) for k in range(K)]
+    rise = torch.linspace(0, 20, C, device=DEVICE)  # later blocks hold the larger logits: what came before is rescaled
+    logits = [(4 * normal(n, C, seed=k) + rise).to(dtype) for k in range(K)]
     tangents = [normal(n, C, seed=50 + k).to(dtype) for k in range(K)]
     labels = torch.randint(C, (n,), generator=torch.Generator().manual_seed(C)).to(DEVICE)
     cotangent = normal(n, K, seed=99)
@@ -144,6 +145,11 @@ def test_route_with_ties(n, K, dtype):  # noqa: N803
             assert route(table, counts, "triton").equal(route(table, counts, "reference"))
 
 
+def test_route_takes_zeros_of_either_sign_as_equal():
+    table = torch.tensor([[-0.0, 1.0], [0.0, 1.0], [-0.0, 1.0]], device=DEVICE)
+    assert route(table, [1, 2], "triton").tolist() == [0, 1, 1]
+
+
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1), torch.tensor(0.1, dtype=torch.float64)])
 @pytest.mark.parametrize(
     ("momentum", "nesterov", "dampening"), [(0.0, False, 0.0), (0.9, False, 0.0), (0.9, False, 0.3), (0.9, True, 0.0)]
@@ -152,12 +158,13 @@ def test_lookahead(lr, momentum, nesterov, dampening):
     shapes = [(3,), (8, 4, 3, 3), (1024,), (2500,), (), (6, 5, 1, 1), (0,)]
     params, grads, buffers = ([normal(*s, seed=i + 10 * j) for i, s in enumerate(shapes)] for j in range(3))
     params[1] = params[1].to(memory_format=torch.channels_last)  # its gradient is not
-    grads[2] = normal(1027, seed=7)[3:]  # starts at 12 bytes: must not be loaded four values at once as it is
+    grads[2] = normal(1027, seed=7)[3:]  # starts at 12 bytes: four values at once cannot be loaded from there
+    assert fused._laid_out_as(grads[2], params[2]).data_ptr() % 16 == 0
     buffers[3] = None
     rate = lr.to(DEVICE) if isinstance(lr, Tensor) else lr
     settings = (momentum, 0.01, nesterov, dampening)
     before = [p.clone() for p in params]
-    fused = lookahead(params, grads, buffers, rate, *settings, backend="triton")
+    ahead = lookahead(params, grads, buffers, rate, *settings, backend="triton")
     plain = lookahead(params, grads, buffers, rate, *settings, backend="reference")
     exact = lookahead(
         [p.double() for p in params], [g.double() for g in grads],
@@ -165,9 +172,9 @@ def test_lookahead(lr, momentum, nesterov, dampening):
     )  # fmt: skip
     for i, p in enumerate(params):
         assert p.equal(before[i])
-        assert fused[i].stride() == p.stride()
+        assert ahead[i].stride() == p.stride()
         if p.numel():
-            assert_at_most_twice_as_wrong(fused[i], plain[i], exact[i])
+            assert_at_most_twice_as_wrong(ahead[i], plain[i], exact[i])
 
 
 def test_lookahead_refuses_what_it_would_not_differentiate():
