@@ -1,0 +1,97 @@
+"""The manifest of a checkpoint folder: what belongs to it, byte for byte; and files that reach the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_CHUNK = 16 << 20
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or is not whole; the message says what to do."""
+
+
+def write_manifest(folder: Path, iteration: int, files: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Write manifest.json, the folder's last file, and flush the folder.
+
+    files  what write_file gave, by name; meta  the caller's JSON values
+    """
+    content = {
+        "format": FORMAT,
+        "iteration": iteration,
+        "written_at": time.time(),
+        "files": files,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "meta": meta,
+    }
+    content = json.loads(json.dumps(content))  # the form that reading gives back: string keys, lists
+    write_file(folder / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=1).encode())
+    flush_folder(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest alone, verified by its own sha-256: format, iteration, written_at (Unix seconds), files (size and
+    sha256 by name), versions, meta. CheckpointError says what is wrong."""
+    path = Path(folder) / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+        digest = content.pop("sha256")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is not readable ({error!r})") from error
+    if digest != _digest(content):
+        raise CheckpointError(f"{path} does not match its own sha-256")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
+    return content
+
+
+def write_file(path: Path, payload: bytes) -> dict[str, Any]:
+    """Write and flush to disk; its size and sha-256, as a manifest keeps them."""
+    digest, view = hashlib.sha256(), memoryview(payload)
+    with path.open("wb") as file:
+        for start in range(0, len(view), _CHUNK):
+            digest.update(view[start : start + _CHUNK])
+            file.write(view[start : start + _CHUNK])
+        file.flush()
+        os.fsync(file.fileno())
+    return {"size": len(payload), "sha256": digest.hexdigest()}
+
+
+def read_file(path: Path, size: int, sha256: str) -> bytes:
+    """A file's bytes, verified; CheckpointError says what is wrong."""
+    try:
+        payload = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} is not readable ({error.strerror})") from error
+    if len(payload) != size:
+        raise CheckpointError(f"{path} has {len(payload)} bytes, its manifest says {size}")
+    if hashlib.sha256(payload).hexdigest() != sha256:
+        raise CheckpointError(f"{path} does not match the sha-256 in its manifest")
+    return payload
+
+
+def flush_folder(folder: Path) -> None:
+    """A rename or a new file survives a power cut only once its folder is flushed too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
