@@ -255,6 +255,7 @@ def _die_before(run: Path, call: int) -> bool:
 
 
 def _torture(folder: Path) -> None:
+    torch.set_num_threads(1)  # a fork inherits no worker threads
     call, seen = 0, set()
     while True:
         run = folder / f"point-{call}"
