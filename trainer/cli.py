@@ -30,9 +30,13 @@ Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 
 
 @app.callback()
-def logging_level(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is chosen and why.")] = False) -> None:
+def logging_level(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is chosen and why.")] = False,
+) -> None:
     """Train networks that can answer early: multi-exit nets with learned sample weights."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
 
 
 @app.command()

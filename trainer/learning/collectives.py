@@ -13,6 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+# The name of the one-tensor gather changed in torch 2.14.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -45,7 +49,7 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
     if world_size() == 1:
         return rows, slice(0, len(rows))
     gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
-    dist.all_gather_into_tensor(gathered, rows.contiguous())
+    _all_gather(gathered, rows.contiguous())
     start = dist.get_rank() * len(rows)
     return gathered, slice(start, start + len(rows))
 

@@ -66,18 +66,17 @@ def meta_step(state: TrainState, forward: HalfForward, meta_half: Batch) -> dict
     """
     assert state.weight_net is not None
     weights = weigh(state.weight_net, forward.values.losses, forward.values.confidences, state.config.sample_weights)
-    if state.config.meta.form == "double_backward":
-        cotangent, meta_loss = _by_double_backward(state, forward.half, weights, meta_half)
-    else:
-        cotangent, meta_loss = _first_order(state, forward, weights, meta_half)
+    cotangent, meta_loss = meta_gradient(state, forward, weights, meta_half)
     state.step_weight_net(weights, cotangent)
     return {"meta_loss": meta_loss}
 
 
-def _first_order(
+def meta_gradient(
     state: TrainState, forward: HalfForward, weights: SampleWeights, meta_half: Batch
 ) -> tuple[Tensor, Tensor]:
-    """(d meta_loss / d w [n, K] of this rank's samples, meta_loss), without a second-order graph."""
+    """(d meta_loss / d w [n, K] of this rank's samples, meta_loss over all ranks), in the configured form."""
+    if state.config.meta.form == "double_backward":
+        return _by_double_backward(state, forward.half, weights, meta_half)
     scale = state.loss_scale()
     grads = mean_over_ranks(forward.gradient(weights.values * (scale / len(weights.values))))
     ahead = _look_ahead(state, [grad / scale for grad in grads] if state.scaled else grads)
@@ -142,7 +141,9 @@ def _finite_difference(state: TrainState, forward: HalfForward, v: list[Tensor],
             at = {n: p + sign * step * d for (n, p), d in zip(parameters.items(), v, strict=True)}
             rows = []
             for part in forward.parts:
-                logits = functional_call(state.network.module, at, (part.images.to(state.network.parameter_dtype),))
+                logits = functional_call(
+                    state.network.module, at, (part.images.to(state.network.precision.parameter_dtype),)
+                )
                 rows.append(exit_losses(logits, part.labels, state.network.label_smoothing).losses)
             moved.append(torch.cat(rows))
     return (moved[0] - moved[1]) / (2.0 * step)
@@ -169,8 +170,7 @@ def _by_double_backward(
         )
     parameters = network.parameters
     w = weights.values.clone().requires_grad_()
-    with network.precision.autocast(), untracked_batch_norm(network.module):
-        logits = network.module(train_half.images)
+    logits = network.logits(train_half.images, dict(parameters))
     losses = exit_losses(logits, train_half.labels, network.label_smoothing, backend="reference").losses
     weighted = (w * losses).sum() / len(losses)
     grads = torch.autograd.grad(weighted, list(parameters.values()), create_graph=True)
@@ -189,14 +189,10 @@ def _by_double_backward(
     )
     for theta in ahead:
         theta.register_hook(lambda grad: sum_over_ranks([grad])[0])
-    with network.precision.autocast(), untracked_batch_norm(network.module):
-        logits = functional_call(network.module, dict(zip(parameters, ahead, strict=True)), (meta_half.images,))
+    logits = network.logits(meta_half.images, dict(zip(parameters, ahead, strict=True)))
     meta = exit_losses(logits, meta_half.labels, network.label_smoothing, backend="reference")
     cotangent, meta_loss = meta_cotangent(meta.losses.detach(), meta.confidences, state.config.meta.ratio)
-    kept = [p.grad for p in parameters.values()]
-    # As in the authors' program the pass also reaches the backbone's parameters; what it leaves there is dropped.
-    (meta.losses * cotangent).sum().backward()
-    for parameter, grad in zip(parameters.values(), kept, strict=True):
-        parameter.grad = grad
-    assert w.grad is not None
-    return w.grad, meta_loss
+    # As in the authors' program the pass goes on to the backbone's parameters; what it finds there is dropped.
+    grads = torch.autograd.grad(meta.losses, [w, *parameters.values()], cotangent, allow_unused=True)
+    assert grads[0] is not None
+    return grads[0], meta_loss

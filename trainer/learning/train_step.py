@@ -24,8 +24,8 @@ def train_step(state: TrainState, forward: HalfForward) -> dict[str, Tensor]:
             weights = weigh(state.weight_net, values.losses, values.confidences, state.config.sample_weights).values
         cotangent = weights / num_samples
     else:
-        shape = (num_samples, state.network.num_exits)
-        dtype, device = state.network.parameter_dtype, state.network.precision.device
+        shape = (num_samples, state.network.module.num_exits)
+        dtype, device = state.network.precision.parameter_dtype, state.network.precision.device
         cotangent = torch.full(shape, 1.0 / num_samples, dtype=dtype, device=device)
     forward.backward(cotangent, state.scaler.scale)
     state.step_backbone()

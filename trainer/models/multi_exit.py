@@ -24,6 +24,7 @@ class MultiExitNet(nn.Module):
         self.classifiers = nn.ModuleList(classifiers)
         self.batch_norm = batch_norm
         assert len(self.blocks) == len(self.classifiers)
+        self.train()
 
     @property
     def num_exits(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 
@@ -19,6 +20,7 @@ from trainer.models.weight_net import WeightNet
 from trainer.run.distributed import Ranks
 
 logger = logging.getLogger(__name__)
+_DDP_ARGUMENTS = inspect.signature(DistributedDataParallel.__init__).parameters  # renamed in torch 2.14
 
 
 def build_net(config: Config, num_classes: int, precision: Precision) -> nn.Module:
@@ -65,11 +67,12 @@ def _tracked(module: nn.Module, config: Config, precision: Precision, ranks: Ran
         tracked = torch.compile(module)  # type: ignore[assignment]
         logger.info("precision.compile: the first step compiles the net, which takes minutes the first time")
     if ranks.world_size > 1:
-        # Running statistics are averaged over ranks once an iteration (they are not broadcast in every forward).
+        # Running statistics are averaged over ranks once an iteration; no forward broadcasts them.
+        quiet = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"
         tracked = DistributedDataParallel(
             tracked,
             device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-            broadcast_buffers=False,
+            **{quiet: False},
             gradient_as_bucket_view=True,
         )
     return tracked

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dataloading.loader import TrainLoader
+
 from trainer.learning.collectives import average_batch_norm_statistics
 from trainer.learning.forward import HalfForward
 from trainer.learning.meta_gradient import meta_step
@@ -36,15 +37,17 @@ class Hooks:
 def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Requests, last: int) -> bool:
     """Run iterations state.progress.iteration to last - 1; False where a signal ended it early, after saving."""
     progress, log_every = state.progress, state.config.run.log_every
-    window = Window(state.network.num_exits, state.network.precision.device)
+    window = Window(state.network.module.num_exits, state.network.precision.device)
     for batch in window.fetched(loader.batches(progress.iteration, last)):
         for train_half, meta_half in batch.crossed_halves():
-            forward = HalfForward(state.network, train_half)  # once: the lookahead and the real update share it
+            forward = HalfForward(
+                state.network, train_half, record=state.meta_due
+            )  # once: the lookahead and the real update share it
             if state.meta_due:
                 with window.meta_clock():
                     window.looked_ahead(meta_step(state, forward, meta_half))  # moves the weight net only
             window.trained(train_step(state, forward), len(train_half))  # moves the backbone only
-        average_batch_norm_statistics(list(state.network.module.buffers()))
+        average_batch_norm_statistics(state.network.buffers)
         state.advance()
         hooks.replaced(batch.replaced)
 

@@ -56,7 +56,9 @@ def _load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor]) -> 
     for name, own in expected.items():
         full = f"{prefix}.{name}"
         if full not in tensors:
-            raise ValueError(f"the checkpoint has no tensor {full}: it belongs to another net; give --run another folder")
+            raise ValueError(
+                f"the checkpoint has no tensor {full}: it belongs to another net; give --run another folder"
+            )
         if tensors[full].shape != own.shape:
             raise ValueError(
                 f"the checkpoint's {full} has shape {tuple(tensors[full].shape)}, the net's {tuple(own.shape)}: it "

@@ -1,0 +1,223 @@
+"""The three forms of the meta gradient agree, and agree with the authors' program."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dataloading.batch import Batch
+from trainer.config import Config
+from trainer.learning.forward import HalfForward
+from trainer.learning.meta_gradient import Form, MetaConfig, meta_gradient, meta_step
+from trainer.learning.optim import OptimConfig
+from trainer.learning.precision import PrecisionConfig
+from trainer.learning.sample_weights import Centre, SampleWeightsConfig, weigh
+from trainer.learning.state import Progress, TrainState
+from trainer.learning.train_step import train_step
+from trainer.models.authors_names import (
+    authors_names,
+    from_authors,
+    model_config_from_authors_options,
+    weight_net_from_authors,
+)
+from trainer.models.config import ModelConfig, msdnet_cifar, msdnet_imagenet, ranet_cifar
+from trainer.models.weight_net import WeightNetConfig
+from trainer.run.build import build_state
+from trainer.run.distributed import Ranks
+
+VECTORS = Path(os.environ.get("EARLYBIRD_VECTORS", Path(__file__).resolve().parents[4] / "shared" / "vectors"))
+ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
+
+
+def state_of(
+    model: ModelConfig,
+    *,
+    form: Form = "exact",
+    centre: Centre = "mat",
+    dtype: str = "float64",
+    update_batch: int = 8,
+    accumulation: int = 1,
+    nesterov: bool = False,
+    ratio: float = 0.75,
+    difference: float = 1e-3,
+) -> TrainState:
+    config = Config(
+        recipe="test",
+        model=model,
+        optim=OptimConfig(update_batch, base_batch=update_batch, nesterov=nesterov, accumulation=accumulation),
+        sample_weights=SampleWeightsConfig(epsilon=0.8, centre=centre),
+        weight_net=WeightNetConfig(depth=2, width=10),
+        meta=MetaConfig(form=form, ratio=ratio, difference=difference),
+        precision=PrecisionConfig(dtype=dtype),
+    )
+    return build_state(config, 10, Progress(0, 100), ALONE)
+
+
+def batch_of(num_images: int, size: int = 32, dtype: torch.dtype = torch.float64) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(num_images, 3, size, size, generator=generator, dtype=torch.float64).to(dtype)
+    labels = torch.randint(0, 10, (num_images,), generator=generator)
+    return Batch(images, labels, np.arange(num_images))
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+def gradient_after(state: TrainState, batch: Batch, steps: int = 1) -> Tensor:
+    """d meta_loss / d w of the first half, after some real steps (so that momentum is there)."""
+    for _ in range(steps):
+        for a, _b in batch.crossed_halves():
+            train_step(state, HalfForward(state.network, a))
+    a, b = next(batch.crossed_halves())
+    forward = HalfForward(state.network, a, record=True)
+    values = forward.values
+    assert state.weight_net is not None
+    weights = weigh(state.weight_net, values.losses, values.confidences, state.config.sample_weights)
+    return meta_gradient(state, forward, weights, b)[0]
+
+
+@pytest.mark.parametrize("centre", ["row", "col", "mat"])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_exact_equals_double_backward(centre: Centre, nesterov: bool) -> None:
+    model, batch = msdnet_cifar(3), batch_of(16)
+    expected = gradient_after(state_of(model, form="double_backward", centre=centre, nesterov=nesterov), batch)
+    actual = gradient_after(state_of(model, centre=centre, nesterov=nesterov), batch)
+    assert relative(actual, expected) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "num_images"),
+    [
+        (dataclasses.replace(msdnet_imagenet(1), first_channels=8, growth=4), 224, 4),
+        (dataclasses.replace(ranet_cifar("c1"), first_channels=8, growth=4), 32, 12),
+        (dataclasses.replace(msdnet_cifar(3), batch_norm="running"), 32, 12),
+    ],
+    ids=["imagenet", "ranet", "running-statistics"],
+)
+def test_every_net_is_replayed_exactly(model: ModelConfig, size: int, num_images: int) -> None:
+    batch = batch_of(num_images, size)
+    states = [state_of(model, form=form, update_batch=num_images // 2) for form in ("double_backward", "exact")]
+    assert states[1].network.replayable
+    expected, actual = (gradient_after(state, batch) for state in states)
+    assert relative(actual, expected) < 1e-9
+
+
+def test_accumulation_changes_nothing_but_batch_norm() -> None:
+    """With running statistics the micro-batches are independent: 4 of them give the gradient of one."""
+    model = dataclasses.replace(msdnet_cifar(3), batch_norm="running")
+    expected = gradient_after(state_of(model), batch_of(16))
+    assert relative(gradient_after(state_of(model, accumulation=4), batch_of(16)), expected) < 1e-9
+
+
+def test_accumulation_matches_double_backward_of_micro_batches() -> None:
+    """Dual tensors over micro-batches: two equal micro-batches in each half are the half repeated."""
+    model, small = msdnet_cifar(3), batch_of(8)
+    rows = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7])
+    twice = Batch(small.images[rows], small.labels[rows], rows.numpy())
+    accumulated = gradient_after(state_of(model, accumulation=2, ratio=1e-9), twice)
+    expected = gradient_after(state_of(model, form="double_backward", update_batch=4, ratio=1e-9), small)
+    assert relative(accumulated[:4] * 2, expected) < 1e-9
+
+
+def test_finite_difference_is_near() -> None:
+    """At a smooth point (running statistics, tiny step) the central difference has the exact gradient's direction."""
+    batch = batch_of(16)
+    expected = gradient_after(state_of(msdnet_cifar(3)), batch)
+    actual = gradient_after(state_of(msdnet_cifar(3), form="finite_difference", difference=1e-7), batch)
+    assert relative(actual, expected) < 1e-3
+
+
+@pytest.mark.parametrize("form", ["exact", "double_backward", "finite_difference"])
+def test_meta_step_moves_the_weight_net_only(form: Form) -> None:
+    state, batch = state_of(msdnet_cifar(3), form=form), batch_of(16)
+    a, b = next(batch.crossed_halves())
+    train_step(state, HalfForward(state.network, a))  # momentum
+    forward = HalfForward(state.network, a, record=True)
+    assert state.weight_net is not None
+    before = {k: v.clone() for k, v in state.network.module.state_dict().items()}
+    buffers = [s["momentum_buffer"].clone() for s in state.optimizer.state.values()]
+    weight_net = [p.detach().clone() for p in state.weight_net.parameters()]
+    loss = meta_step(state, forward, b)["meta_loss"]
+    assert loss.isfinite()
+    for name, value in state.network.module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in state.network.parameters.values())
+    for held, slot in zip(buffers, state.optimizer.state.values(), strict=True):
+        assert torch.equal(held, slot["momentum_buffer"])
+    assert not any(torch.equal(p, q) for p, q in zip(state.weight_net.parameters(), weight_net, strict=True))
+    train_step(state, forward)  # the shared graph still serves the real update
+
+
+def test_bf16_points_the_same_way() -> None:
+    """Same weights, after a few steps in float32: bf16's meta gradient against bf16's double backward."""
+    batch = batch_of(64, dtype=torch.float32)
+    grads = [
+        gradient_after(state_of(msdnet_cifar(3), form=form, dtype="bf16", update_batch=32), batch)
+        for form in ("double_backward", "exact")
+    ]
+    cosine = torch.nn.functional.cosine_similarity(grads[0].flatten(), grads[1].flatten(), dim=0)
+    assert cosine > 0.999
+
+
+@pytest.mark.parametrize("form", ["exact", "double_backward", "finite_difference"])
+@pytest.mark.parametrize("path", sorted(VECTORS.glob("meta_*.npz")), ids=lambda p: p.stem)
+def test_reference_vectors(path: Path, form: Form) -> None:
+    """Losses, weights, routing, meta loss and the weight net's gradient of the authors' program."""
+    vector = np.load(path)
+    settings = json.loads(str(vector["settings"]))
+    options = json.loads(str(np.load(path.with_name(f"model_{settings['model']}.npz"))["config"]))
+    model = model_config_from_authors_options(options)
+    num = len(vector["labels"]) // 2
+    config = Config(
+        recipe="test",
+        model=model,
+        optim=OptimConfig(
+            num,
+            base_lr=settings["lr"],
+            base_batch=num,
+            momentum=settings["momentum"],
+            weight_decay=settings["weight_decay"],
+            nesterov=settings["nesterov"],
+        ),
+        sample_weights=SampleWeightsConfig(epsilon=settings["epsilon"], centre=settings["constraint"]),
+        weight_net=WeightNetConfig(depth=settings["layers"], width=settings["hidden"]),
+        meta=MetaConfig(form=form, ratio=settings["exit_ratio"], difference=1e-7),
+        precision=PrecisionConfig(dtype="float64"),
+    )
+    num_classes = vector["meta_logits"].shape[2]
+    state = build_state(config, num_classes, Progress(0, 1), ALONE)
+    state.network.module.load_state_dict(from_authors(model, _part(vector, "weights/")))
+    assert state.weight_net is not None
+    state.weight_net.load_state_dict(weight_net_from_authors(_part(vector, "weight_net/")))
+    momentum = _part(vector, "momentum/")
+    for ours, theirs in authors_names(model).items():
+        if theirs in momentum:
+            state.optimizer.state[state.network.parameters[ours]]["momentum_buffer"] = momentum[theirs]
+
+    batch = Batch(torch.from_numpy(vector["images"]), torch.from_numpy(vector["labels"]), np.arange(2 * num))
+    a, b = next(batch.crossed_halves())
+    forward = HalfForward(state.network, a, record=True)
+    values = forward.values
+    assert relative(values.losses, torch.from_numpy(vector["losses"])) < 1e-7
+    weights = weigh(state.weight_net, values.losses, values.confidences, config.sample_weights)
+    assert relative(weights.values, torch.from_numpy(vector["weights_out"])) < 1e-7
+    cotangent, meta_loss = meta_gradient(state, forward, weights, b)
+    assert abs(float(meta_loss) / float(vector["meta_loss"]) - 1) < 1e-7
+    weights.backward(cotangent)
+    expected = weight_net_from_authors(_part(vector, "weight_net_grad/"))
+    tolerance = 1e-3 if form == "finite_difference" else 1e-7
+    for name, parameter in state.weight_net.named_parameters():
+        assert parameter.grad is not None
+        assert relative(parameter.grad, expected[name]) < tolerance, name
+
+
+def _part(vector: np.lib.npyio.NpzFile, prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): torch.from_numpy(vector[k]) for k in vector.files if k.startswith(prefix)}
