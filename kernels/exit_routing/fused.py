@@ -20,7 +20,7 @@ from torch import Tensor
 from kernels.launch import launch
 
 
-@triton.jit(do_not_specialize=["num_samples", "quotas"])
+@triton.jit(do_not_specialize=["num_samples"])
 def route_kernel(
     confidences, exit_of_sample, quotas, num_samples,
     K: tl.constexpr, BLOCK: tl.constexpr, INDEX_BITS: tl.constexpr,
