@@ -16,7 +16,7 @@ import numpy as np
 
 from dataloading.cache import cache_folder, locked, publish_file, sync_folder
 from dataloading.datasets.open import open_splits
-from dataloading.datasets.prepared import INDEX, MANIFEST
+from dataloading.datasets.prepared import INDEX, MANIFEST, WORK
 from dataloading.datasets.splits import Splits
 from dataloading.index import FLAG_NAMES, Index
 from dataloading.quarantine import to_lines
@@ -25,7 +25,6 @@ from dataloading.shards import Columns, Limits, pack
 
 _FORMAT = 1
 _ROWS_PER_UNIT = 10_000  # of an index without shards: what a killed run loses at most
-_WORK = ".partial"  # inside the destination while it is being made
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def prepare(
     num_read = 0
     if not _is_finished(destination, plan):
         try:
-            with locked(destination / _WORK / "set"):
+            with locked(destination / WORK / "set"):
                 if not _is_finished(destination, plan):
                     num_read = _write(splits, source, destination, options, plan, progress)
         except OSError as error:
@@ -112,7 +111,7 @@ def prepare(
                     f"no space left in {destination}; free some and run prepare again: it goes on where it stopped"
                 ) from error
             raise
-    shutil.rmtree(destination / _WORK, ignore_errors=True)
+    shutil.rmtree(destination / WORK, ignore_errors=True)
     manifest = json.loads((destination / MANIFEST).read_bytes())
     seconds = time.monotonic() - started
     return PrepareResult(
@@ -147,14 +146,14 @@ def _is_finished(destination: Path, plan: str) -> bool:
     """Raises ValueError where the destination holds anything but a finished or half-finished run of this plan."""
     if not destination.exists() or not any(destination.iterdir()):
         return False
-    for name, finished in ((MANIFEST, True), (f"{_WORK}/plan.json", False)):
+    for name, finished in ((MANIFEST, True), (f"{WORK}/plan.json", False)):
         if (destination / name).is_file():
             if json.loads((destination / name).read_bytes())["plan"] == plan:
                 return finished
             raise ValueError(
                 f"{destination} holds a set of another source or other options; choose another folder or delete it"
             )
-    if [entry.name for entry in destination.iterdir()] == [_WORK]:
+    if [entry.name for entry in destination.iterdir()] == [WORK]:
         return False
     raise ValueError(f"{destination} is not empty and was not made by prepare; choose another folder")
 
@@ -168,7 +167,7 @@ def _write(
     progress: ProgressCallback | None,
 ) -> int:
     """Everything that is missing; the manifest last. Returns how many images were read."""
-    work = destination / _WORK
+    work = destination / WORK
     publish_file(work / "plan.json", json.dumps({"plan": plan}).encode())
     limits = Limits(options.shortest_side, options.longest_side, options.quality)
     verb = "checking" if options.index_only else "packing"

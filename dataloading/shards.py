@@ -14,6 +14,7 @@ from PIL import Image
 
 from dataloading import tar
 from dataloading.cache import publish_file, sync
+from dataloading.datasets.prepared import WORK
 from dataloading.header import BadImageError, Header, read_header
 from dataloading.index import CMYK, PIXELS, SIXTEEN_BIT
 from dataloading.quarantine import Quarantined
@@ -119,7 +120,7 @@ def pack(
 ) -> Columns:
     """Read the rows, check them, and write those that can be used to the tar `shard` (None: only check).
 
-    The tar is written beside its final place in the folder `.partial`, synced, then renamed.
+    The tar is written in the work folder beside its final place, synced, then renamed.
     """
     index = source.index
 
@@ -127,7 +128,7 @@ def pack(
         return [_checked(source, row, shard is not None, limits, decode) for row in part]
 
     columns = Columns()
-    temporary = shard.parent / ".partial" / shard.name if shard else None
+    temporary = shard.parent / WORK / shard.name if shard else None
     output = open(temporary, "wb") if temporary else None  # noqa: SIM115
     position = 0
     parts = (rows[first : first + _ROWS_PER_TASK] for first in range(0, len(rows), _ROWS_PER_TASK))

@@ -97,10 +97,10 @@ def _find(path: Path) -> tuple[_Version, Read] | None:
         return None
     try:
         with tarfile.open(path) as archive:
-            first = archive.next()
+            outermost = next((parts[0] for member in archive if (parts := PurePosixPath(member.name).parts)), "")
     except (OSError, tarfile.TarError, EOFError):
         return None
-    version = _VERSIONS.get(PurePosixPath(first.name).parts[0]) if first and first.name.strip("/") else None
+    version = _VERSIONS.get(outermost)
     return (version, _archive_reader(path)) if version else None
 
 

@@ -123,14 +123,18 @@ def _from_devkit(devkit: Path, num_images: int) -> list[str]:
     # SciPy comes with scikit-image; only this one table of the kit needs it.
     from scipy.io import loadmat  # type: ignore[import-untyped]
 
+    contents: dict[str, bytes] = {}
     with tarfile.open(devkit) as archive:
-        contents = {PurePosixPath(member.name).name: archive.extractfile(member) for member in archive}
+        for member in archive:
+            file = archive.extractfile(member)
+            if file is not None:
+                contents[PurePosixPath(member.name).name] = file.read()
     meta, truth = contents.get("meta.mat"), contents.get("ILSVRC2012_validation_ground_truth.txt")
     if meta is None or truth is None:
         raise ValueError(f"{devkit} lacks meta.mat or the validation ground truth; fetch it again")
-    table = loadmat(io.BytesIO(meta.read()), squeeze_me=True)["synsets"]
+    table = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
     by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
-    numbers = [int(line) for line in truth.read().split()]
+    numbers = [int(line) for line in truth.split()]
     if len(numbers) != num_images:
         raise ValueError(f"{devkit} labels {len(numbers):,} images, {VAL} has {num_images:,}; one of them is not whole")
     return [by_number.get(number, f"number {number}") for number in numbers]

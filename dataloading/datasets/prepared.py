@@ -8,15 +8,20 @@ from pathlib import Path
 from dataloading.datasets.splits import Splits
 
 MANIFEST = "prepared.json"  # written last: where it is, the set is whole
+WORK = ".partial"  # what a run that is not finished keeps
 INDEX = "index"
 
 
 def is_prepared(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+    return (path / MANIFEST).is_file() or (path / WORK).is_dir()
 
 
 def read_prepared(path: Path) -> Splits:
-    """Raises ValueError where a shard is missing or has another size than when it was written."""
+    """Raises ValueError where prepare has not finished, or a shard is missing or not as large as it was written."""
+    if not (path / MANIFEST).is_file():
+        raise ValueError(
+            f"{path} is half prepared; run prepare again, it goes on where it stopped"
+        )
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         shards = dict(manifest["shards"])
