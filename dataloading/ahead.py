@@ -1,0 +1,45 @@
+"""Work ahead of the one who waits: an iterator run by a thread of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def ahead(items: Generator[T, None, None], depth: int, name: str) -> Generator[T, None, None]:
+    """The same items in the same order, up to `depth` of them made before they are asked for.
+
+    An exception of `items` is raised here, in its place. Closing the generator ends the thread and
+    closes `items` before it returns.
+    """
+    made: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    room = threading.Semaphore(depth)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            while room.acquire() and not stop.is_set():
+                made.put((next(items), None))
+        except BaseException as error:  # handed over, StopIteration included: the end is an item like any other
+            made.put((None, error))
+
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            room.release()
+            yield item  # type: ignore[misc]  # None only beside an error
+    finally:
+        stop.set()
+        room.release()
+        thread.join()
+        items.close()

@@ -1,0 +1,98 @@
+"""One batch being put together: from uint8 pixels in any order to a Batch on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataloading.batch import Batch
+from dataloading.buffers import Buffers
+from dataloading.config import DataConfig
+from dataloading.index import Index
+from dataloading.stream import Plan
+from kernels.normalize import normalize
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where batches go, and as what.
+
+    stream  on a CUDA device: the loader's own stream, so that copies run beside the training step
+    """
+
+    index: Index
+    config: DataConfig
+    device: torch.device
+    dtype: torch.dtype
+    buffers: Buffers = field(default_factory=Buffers)
+    stream: torch.cuda.Stream | None = None
+
+    @classmethod
+    def of(cls, index: Index, config: DataConfig, device: torch.device, dtype: torch.dtype) -> Target:
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        return cls(index, config, device, dtype, stream=stream)
+
+
+class Assembly:
+    """Takes the pixels of `plan`'s samples, from several threads, in disjoint parts.
+
+    On the CPU each part is normalised as it comes, while it lies in the core's cache. For a CUDA device the pixels travel
+    as uint8, a quarter of float32, out of pinned memory, and one kernel there normalises and mirrors them.
+    """
+
+    def __init__(self, target: Target, plan: Plan, *, decoded_on_device: bool = False) -> None:
+        self.target, self.plan = target, plan
+        self.replaced: list[tuple[int, str]] = []
+        self._sent: torch.cuda.Event | None = None
+        n, size = len(plan), target.config.image_size
+        self.on_cpu = target.device.type == "cpu"
+        if self.on_cpu:
+            self.images = target.buffers.take((n, size, size, 3), target.dtype).permute(0, 3, 1, 2)
+            return
+        with torch.cuda.stream(target.stream):
+            where = {"device": target.device} if decoded_on_device else {"pin_memory": True}
+            self.pixels = torch.empty(n, size, size, 3, dtype=torch.uint8, **where)
+
+    def put(self, part: slice, pixels: Tensor) -> None:
+        """uint8 [k, S, S, 3], not yet mirrored, for the samples `part` of the plan."""
+        if not self.on_cpu:
+            self.pixels[part].copy_(pixels, non_blocking=True)
+            return
+        flip = self.plan.geometry.flip[part]
+        for i in np.flatnonzero(flip).tolist():
+            pixels[i] = pixels[i].flip(1)
+        self._normalize(pixels, out=self.images[part])
+
+    def send(self) -> None:
+        """All pixels are here: start their way to the device."""
+        if self.target.stream is not None:
+            with torch.cuda.stream(self.target.stream):
+                self.pixels = self.pixels.to(self.target.device, non_blocking=True)
+            self._sent = self.target.stream.record_event()
+
+    def batch(self) -> Batch:
+        """The Batch, for work on the current stream."""
+        plan, target = self.plan, self.target
+        if self._sent is not None:
+            current = torch.cuda.current_stream(target.device)
+            current.wait_event(self._sent)
+            self.pixels.record_stream(current)
+            flip = torch.from_numpy(plan.geometry.flip).to(target.device, non_blocking=True)
+            self.images = self._normalize(self.pixels, flip=flip)
+        labels = torch.from_numpy(target.index.labels[plan.ids].astype(np.int64))
+        mask = None if plan.mask is None else torch.from_numpy(plan.mask).to(target.device, non_blocking=True)
+        return Batch(
+            images=self.images,
+            labels=labels.to(target.device, non_blocking=True),
+            ids=plan.ids,
+            mask=mask,
+            num_replaced=len(self.replaced),
+            replaced=tuple(self.replaced),
+        )
+
+    def _normalize(self, pixels: Tensor, out: Tensor | None = None, flip: Tensor | None = None) -> Tensor:
+        config = self.target.config
+        return normalize(pixels, config.mean, config.std, self.target.dtype, out=out, flip=flip)

@@ -1,0 +1,110 @@
+"""Batches through torch's DataLoader and Pillow: what one would run without DALI, and what DALI is checked against."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Generator, Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dataloading.assembly import Assembly, Target
+from dataloading.bad_images import BadImages
+from dataloading.batch import Batch
+from dataloading.config import DataConfig
+from dataloading.header import BadImageError
+from dataloading.index import NOT_JPEG, PIXELS, Index
+from dataloading.resize import resized_window
+from dataloading.storage import Storage
+from dataloading.stream import Plan
+
+_Loaded = tuple[Tensor, Plan, list[tuple[int, str]]]
+
+
+class TorchReader:
+    """Turns plans into batches, a plan a worker process at a time."""
+
+    def __init__(self, target: Target, num_workers: int) -> None:
+        self.target, self.num_workers = target, num_workers
+
+    def batches(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
+        """One batch a plan, in order; every worker makes `config.prefetch` of them ahead."""
+        loader: DataLoader[Any] = DataLoader(
+            _Images(self.target.index, self.target.config),
+            batch_size=None,
+            sampler=plans,
+            num_workers=self.num_workers,
+            prefetch_factor=self.target.config.prefetch,
+            collate_fn=_unchanged,
+            multiprocessing_context="fork",  # the index is shared, not copied; workers touch neither CUDA nor DALI
+        )
+        for pixels, plan, replaced in loader:
+            assembly = Assembly(self.target, plan)
+            assembly.put(slice(0, len(plan)), pixels)
+            assembly.replaced.extend(replaced)
+            assembly.send()
+            yield assembly.batch()
+
+    def close(self) -> None:
+        """Workers end with the iterator that started them."""
+
+
+class _Images(Dataset[_Loaded]):
+    """Maps a plan to its pixels, uint8 [n, S, S, 3]."""
+
+    def __init__(self, index: Index, config: DataConfig) -> None:
+        self.index, self.config = index, config
+
+    @cached_property
+    def _bad_images(self) -> BadImages:  # made in the worker, which maps the files for itself
+        return BadImages(self.index, Storage(self.index))
+
+    def __getitem__(self, plan: Plan) -> _Loaded:
+        pixels = np.zeros((len(plan), self.config.image_size, self.config.image_size, 3), np.uint8)
+        replaced: list[tuple[int, str]] = []
+        for place in range(len(plan)):
+            if plan.mask is not None and not plan.mask[place]:
+                continue
+            try:
+                image = self._decoded(int(plan.ids[place]))
+            except BadImageError as error:
+                reason = self._bad_images.verdict(int(plan.ids[place])) or error.reason
+                plan, reported = self._bad_images.replace(plan, {place: reason}, self.config)
+                replaced.extend(reported)
+                if plan.mask is not None:
+                    continue
+                image = self._decoded(int(plan.ids[place]))
+            pixels[place] = np.asarray(_cut(image, plan, place, self.config.image_size))
+        return torch.from_numpy(pixels), plan, replaced
+
+    def _decoded(self, row: int) -> Image.Image:
+        """The whole image; raises BadImageError."""
+        index = self.index
+        if index.flags[row] & (NOT_JPEG | PIXELS):
+            return Image.fromarray(self._bad_images.pixels(row))
+        data = self._bad_images.storage.read_one(row)
+        try:
+            image = Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"])
+            if image.size == (index.widths[row], index.heights[row]):
+                return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError):
+            pass  # the judge says what it is
+        return Image.fromarray(self._bad_images.pixels(row))
+
+
+def _cut(image: Image.Image, plan: Plan, place: int, size: int) -> Image.Image:
+    geometry = plan.geometry
+    top, left, height, width = (int(v) for v in geometry.crop[place])
+    image = image.crop((left, top, left + width, top + height))  # black outside the image
+    if image.size != (size, size):
+        image = resized_window(image, *(int(v) for v in (*geometry.resize[place], *geometry.window[place])), size)
+    return image
+
+
+def _unchanged(loaded: _Loaded) -> _Loaded:
+    return loaded
