@@ -9,7 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+
+
+def concatenated(parts: Sequence[Tensor]) -> Tensor:
+    """Parts [B, C_i, H, W] along their channels, channels-last if they are.
+
+    One channel's strides fit both layouts; torch.cat takes them for NCHW and gives up channels-last for the whole
+    (every fused layer of a CIFAR RANet's finest sub-network has such a part). The view makes them channels-last.
+    """
+    return torch.cat([x.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2) if x.shape[1] == 1 else x for x in parts], dim=1)
 
 
 class ConvNormReLU(nn.Module):

@@ -79,6 +79,11 @@ class ModelConfig:
                 f"model.scales {self.scales}, model.blocks {self.blocks} and model.compression {self.compression} "
                 "shape a RANet; leave them out or set model.net=ranet"
             )
+        if self.reduction * (self.first_channels + self.growth) < 1:
+            raise ValueError(
+                f"model.reduction {self.reduction} leaves no channel of {self.first_channels + self.growth} in a "
+                "transition; set a larger model.reduction"
+            )
 
     def _check_ranet(self) -> None:
         if not len(self.scales) == len(self.blocks) == len(self.growth_factors):

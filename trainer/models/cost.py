@@ -57,15 +57,21 @@ class Operations:
 
 def exit_operations(config: ModelConfig, num_classes: int, image_size: int) -> list[Operations]:
     """Cumulative operations of one [3, image_size, image_size] image until each exit; nothing is computed."""
+    return _operations(_meta_net(config, num_classes), image_size)
+
+
+def _meta_net(config: ModelConfig, num_classes: int) -> MultiExitNet:
     with torch.device("meta"):
-        net = build_model(config, num_classes).eval()
-        images = torch.empty(1, 3, image_size, image_size)
+        return build_model(config, num_classes).eval()
+
+
+def _operations(net: MultiExitNet, image_size: int) -> list[Operations]:
     counts = Operations()
     for module in net.modules():
         if not any(module.children()):
             module.register_forward_hook(lambda leaf, _, output: counts.add(leaf, output))
     until_exit = []
-    features = net.stem(images)
+    features = net.stem(torch.empty(1, 3, image_size, image_size, device="meta"))
     for block, classifier in net.stages():
         features = block(features)
         classifier(features[-1])
@@ -88,10 +94,8 @@ def _params(module: nn.Module) -> int:
 
 def exit_costs(config: ModelConfig, num_classes: int, image_size: int) -> list[ExitCost]:
     """Cumulative parameters and multiply-adds of exits 1..K. Source of the convention: METHOD.md section 4."""
-    with torch.device("meta"):
-        params = exit_params(build_model(config, num_classes))
-    operations = exit_operations(config, num_classes, image_size)
-    pairs = zip(params, operations, strict=True)
+    net = _meta_net(config, num_classes)
+    pairs = zip(exit_params(net), _operations(net, image_size), strict=True)
     return [ExitCost(k, count, done.total) for k, (count, done) in enumerate(pairs, start=1)]
 
 

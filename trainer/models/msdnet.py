@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from trainer.models.blocks import Bottleneck, Classifier, ConvNormReLU, Stem
+from trainer.models.blocks import Bottleneck, Classifier, ConvNormReLU, Stem, concatenated
 from trainer.models.config import ModelConfig
 from trainer.models.multi_exit import MultiExitNet
 
@@ -47,7 +46,7 @@ class MultiScaleLayer(nn.Module):
             parts = [features[scale], own(features[scale])]
             if scale > 0:
                 parts.insert(1, self.down[scale - 1](features[scale - 1]))
-            out.append(torch.cat(parts, dim=1))
+            out.append(concatenated(parts))
         if self.transition is not None:
             out = [narrow(x) for narrow, x in zip(self.transition, out, strict=True)]
         return out

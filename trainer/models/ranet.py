@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.models.blocks import Bottleneck, Classifier, ConvNormReLU, Stem
+from trainer.models.blocks import Bottleneck, Classifier, ConvNormReLU, Stem, concatenated
 from trainer.models.config import ModelConfig
 from trainer.models.multi_exit import MultiExitNet
 
@@ -30,7 +29,7 @@ class PlainLayer(nn.Module):
         self.own = Bottleneck(in_channels, new_channels, factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.own(x)], dim=1)
+        return concatenated([x, self.own(x)])
 
 
 class FusedLayer(nn.Module):
@@ -51,7 +50,7 @@ class FusedLayer(nn.Module):
 
     def forward(self, x: Tensor, coarse: Tensor) -> Tensor:
         own = self.own(x)
-        return torch.cat([resized(x, own), resized(self.coarse(coarse), own), own], dim=1)
+        return concatenated([resized(x, own), resized(self.coarse(coarse), own), own])
 
 
 class Block(nn.Module):
@@ -75,7 +74,7 @@ class Block(nn.Module):
             x = layer(x, coarse[index]) if coarse else layer(x)
             history.append(x)
         if self.fusion is not None:
-            x = torch.cat([x, resized(self.fusion(coarse[-1]), x)], dim=1)
+            x = concatenated([x, resized(self.fusion(coarse[-1]), x)])
         if self.transition is not None:
             x = self.transition(x)
         return x, history
