@@ -39,8 +39,8 @@ class Target:
 class Assembly:
     """Takes the pixels of `plan`'s samples, from several threads, in disjoint parts.
 
-    On the CPU each part is normalised as it comes, while it lies in the core's cache. For a CUDA device the pixels travel
-    as uint8, a quarter of float32, out of pinned memory, and one kernel there normalises and mirrors them.
+    On the CPU each part is normalised as it comes, while it lies in the core's cache. For a CUDA device the pixels
+    travel as uint8, a quarter of float32, out of pinned memory, and one kernel there normalises and mirrors them.
     """
 
     def __init__(self, target: Target, plan: Plan, *, decoded_on_device: bool = False) -> None:

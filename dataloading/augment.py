@@ -75,7 +75,7 @@ def evaluation_geometry(config: DataConfig, heights: np.ndarray, widths: np.ndar
 
 
 def _random_resized_crop(u: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """torchvision's rule: the first of ten (area, ratio) draws that fits, else the largest centre crop of legal ratio."""
+    """torchvision's rule: the first of ten (area, ratio) draws that fits, else the largest legal centre crop."""
     tries = u[:, : 2 * _ATTEMPTS].reshape(-1, _ATTEMPTS, 2)
     area = (heights * widths)[:, None] * (_AREA[0] + (_AREA[1] - _AREA[0]) * tries[:, :, 0])
     low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
@@ -98,8 +98,8 @@ def _random_resized_crop(u: np.ndarray, heights: np.ndarray, widths: np.ndarray)
 
 
 def _padded_crop(config: DataConfig, u: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Pad by `padding`, crop image_size at random. An image of another size is first brought to image_size, whole: which
-    is its own size, shifted by the same share."""
+    """Pad by `padding`, crop image_size at random. An image of another size is cropped by its own size, shifted by the
+    same share, and then resized: as if it had been brought to image_size before."""
     limits = np.stack([heights, widths], 1)
     shift = np.floor(u[:, [_TOP, _LEFT]] * (2 * config.padding + 1)) - config.padding
     start = np.rint(shift * limits / config.image_size).astype(np.int64)

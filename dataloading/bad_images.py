@@ -78,8 +78,8 @@ class BadImages:
             if self.verdict(candidate) is None:
                 return candidate
         raise ValueError(
-            f"image {row} ({self.index.name(row)}) cannot be read ({self.verdict(row)}), nor can the {_MAX_TRIES} images behind it; "
-            f"is data.path still there?"
+            f"image {row} ({self.index.name(row)}) cannot be read ({self.verdict(row)}), nor can up to "
+            f"{_MAX_TRIES} images behind it; is data.path still there?"
         )
 
     def replace(self, plan: Plan, bad: dict[int, str], config: DataConfig) -> tuple[Plan, tuple[tuple[int, str], ...]]:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 
 class Buffers:
-    """Uninitialised CPU tensors out of a small store. A fresh page costs more than what is written into it (0.2 ms for a
-    224-pixel float image against 0.07 ms to normalise it), so a buffer goes out again when the last view of it is gone."""
+    """Uninitialised CPU tensors out of a small store: a buffer goes out again when the last view of it is gone.
+
+    Fresh pages cost more than what is written into them: 0.2 ms for a 224-pixel float image, 0.07 ms to normalise it.
+    """
 
     def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []

@@ -39,12 +39,12 @@ def _built(pipeline: Any) -> Any:
     return pipeline
 
 
-@pipeline_def
+@pipeline_def  # type: ignore[untyped-decorator]
 def _regions() -> Any:
     return _decoded("cpu")
 
 
-@pipeline_def
+@pipeline_def  # type: ignore[untyped-decorator]
 def _images(device: str, size: int) -> Any:
     regions = _decoded("mixed" if device == "gpu" else "cpu")
     # Black where the crop reaches outside the image.

@@ -118,7 +118,7 @@ def _reader(config: DataConfig, index: Index, device: torch.device, dtype: torch
         from dataloading.synthetic_loader import SyntheticReader
 
         return SyntheticReader(target)
-    threads = num_threads(config)
+    threads, plain = num_threads(config), bool(len(index) and (index.flags & PIXELS).all())
     if config.loader == "torchvision":
         if config.decode == "gpu":
             raise ValueError("data.decode is gpu, but data.loader torchvision decodes on the CPU; set data.loader=dali")
@@ -126,21 +126,18 @@ def _reader(config: DataConfig, index: Index, device: torch.device, dtype: torch
 
         log.info("loader: torchvision, %d workers", threads)
         return TorchReader(target, threads)
-    from dataloading.dali_loader import DaliReader
-
-    on_gpu, reason = _decode_on_gpu(config, index, device)
-    log.info("loader: DALI, %d threads, decoding on the %s, because %s", threads, "GPU" if on_gpu else "CPU", reason)
-    return DaliReader(target, threads, decode_on_gpu=on_gpu)
-
-
-def _decode_on_gpu(config: DataConfig, index: Index, device: torch.device) -> tuple[bool, str]:
-    pixels = bool(len(index) and (index.flags & PIXELS).all())
     if config.decode == "gpu" and device.type != "cuda":
         raise ValueError(f"data.decode is gpu, but the device is {device}; set data.decode=cpu or --device cuda")
-    if config.decode == "gpu" and pixels:
+    if config.decode == "gpu" and plain:
         raise ValueError("data.decode is gpu, but the set holds plain pixels: nothing to decode; set data.decode=auto")
-    if config.decode != "auto":
-        return config.decode == "gpu", "data.decode says so"
-    if pixels:
-        return False, "the set holds plain pixels"
-    return device.type == "cuda", f"the device is {device}"
+    if plain:
+        from dataloading.pixel_loader import PixelReader
+
+        log.info("loader: %d threads without a decoder, because the set holds plain pixels", threads)
+        return PixelReader(target, threads)
+    from dataloading.dali_loader import DaliReader
+
+    on_gpu = config.decode == "gpu" or (config.decode == "auto" and device.type == "cuda")
+    reason = f"the device is {device}" if config.decode == "auto" else "data.decode says so"
+    log.info("loader: DALI, %d threads, decoding on the %s, because %s", threads, "GPU" if on_gpu else "CPU", reason)
+    return DaliReader(target, threads, decode_on_gpu=on_gpu)

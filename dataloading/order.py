@@ -64,7 +64,7 @@ class Order:
 
 def _bijection(places: np.ndarray, num_images: int, seed: int, epoch: int) -> np.ndarray:
     """A Feistel network on the smallest even number of bits that holds N; what falls outside [0, N) walks on along its
-    cycle until it is inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Under 4 steps on average.
+    cycle until it is inside, in under 4 steps on average (Black and Rogaway, "Ciphers with arbitrary finite domains").
     """
     half = max(1, ((num_images - 1).bit_length() + 1) // 2)
     keys = philox.words(seed, epoch, "bijection", 0, _ROUNDS)

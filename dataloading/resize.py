@@ -49,8 +49,9 @@ def _padded(region: np.ndarray, inside: np.ndarray, crop: np.ndarray) -> np.ndar
 
 
 def resized_window(image: Image.Image, height: int, width: int, top: int, left: int, size: int) -> Image.Image:
-    """The [size, size] window at (top, left) of the image resized to height x width, and no more of it: Pillow resizes a
-    box of the source, with the filter reaching outside the box."""
+    """The [size, size] window at (top, left) of the image resized to height x width, and no more of it.
+
+    Pillow resizes a box of the source, and its filter reaches outside the box."""
     across, down = image.width / width, image.height / height
     box = (left * across, top * down, (left + size) * across, (top + size) * down)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)

@@ -59,8 +59,8 @@ class Plan:
 class Stream:
     """The endless training stream of one rank.
 
-    A loaded batch is B = 2 * update_batch images over all ranks. Rank r of R takes the r-th of R equal slices of the first
-    half and of the second, so that both of its halves are shares of the two global halves.
+    A loaded batch is B = 2 * update_batch images over all ranks. Rank r of R takes the r-th of R equal slices of the
+    first half and of the second, so that both of its halves are shares of the two global halves.
     Raises ValueError where the batch cannot be cut so, or is larger than the training set.
     """
 
@@ -163,7 +163,8 @@ def check_batch(num_images: int, update_batch: int, world_size: int, accumulatio
         largest = num_images // 2 // parts * parts
         remedy = f"--set optim.update_batch={largest}" if largest else f"use fewer ranks than {world_size}"
         raise ValueError(
-            f"the training set has {num_images} images, one loaded batch 2 * {update_batch} = {2 * update_batch}: {remedy}"
+            f"the training set has {num_images} images, one loaded batch two times optim.update_batch {update_batch}, "
+            f"{2 * update_batch}: {remedy}"
         )
 
 

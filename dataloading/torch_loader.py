@@ -99,12 +99,13 @@ class _Images(Dataset[_Loaded]):
 
 def _cut(image: Image.Image, plan: Plan, place: int, size: int) -> Image.Image:
     geometry = plan.geometry
-    top, left, height, width = (int(v) for v in geometry.crop[place])
+    top, left, height, width = geometry.crop[place].tolist()
     image = image.crop((left, top, left + width, top + height))  # black outside the image
     if image.size != (size, size):
-        image = resized_window(image, *(int(v) for v in (*geometry.resize[place], *geometry.window[place])), size)
+        (height, width), (top, left) = geometry.resize[place].tolist(), geometry.window[place].tolist()
+        image = resized_window(image, height, width, top, left, size)
     return image
 
 
-def _unchanged(loaded: _Loaded) -> _Loaded:
+def _unchanged(loaded: Any) -> Any:
     return loaded
