@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +18,8 @@ REASONS = ("unreadable", "zero_bytes", "not_an_image", "truncated", "damaged", "
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: 256 MiB of RGB
 HUGE_SIDE = 8_192
 FIRST_READ = 4_096  # bytes; one page. Holds the size of all but JPEGs with a long Exif or colour profile
+
+_QUIET = threading.Lock()
 
 Read = Callable[[int, int], bytes]  # (offset, count) -> up to count bytes of the image
 
@@ -128,7 +132,7 @@ def _other(head: bytes, read: Read, size: int) -> Header:
     if found is None or (found == "WEBP" and head[8:12] != b"WEBP"):
         raise BadImageError("not_an_image", f"begins with {head[:12]!r}")
     try:
-        with Image.open(io.BytesIO(read(0, size)), formats=[found]) as image:
+        with open_image(read(0, size), found) as image:
             gray = GRAY if image.mode in ("1", "L", "LA", "I", "I;16", "F") else 0
             deep = SIXTEEN_BIT if image.mode in ("I", "I;16", "I;16B", "F") else 0
             cmyk = CMYK if image.mode == "CMYK" else 0
@@ -137,3 +141,16 @@ def _other(head: bytes, read: Read, size: int) -> Header:
         raise BadImageError("too_large", str(error)) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise BadImageError("damaged", f"{found}: {error}") from error
+
+
+def open_image(data: bytes, kind: str) -> Image.Image:
+    """Pillow's image, without its warnings: they are of oddities in the metadata, on which no pixel depends.
+
+    Not decoded yet, but for TIFF, whose tags are read again on decoding. Raises what Pillow raises.
+    """
+    with _QUIET, warnings.catch_warnings():  # the filters are the whole process's: one thread at a time, about 40 us
+        warnings.simplefilter("ignore")
+        image = Image.open(io.BytesIO(data), formats=[kind])
+        if kind == "TIFF":
+            image.load()
+        return image

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import threading
@@ -13,9 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
-from dataloading.header import BadImageError, Header, read_header
+from dataloading.header import BadImageError, Header, open_image, read_header
 from dataloading.index import PIXELS, Index
 from dataloading.quarantine import Quarantined
 
@@ -210,7 +208,7 @@ def decode_rgb(data: bytes) -> np.ndarray:
     """
     header = read_header(lambda offset, count: data[offset : offset + count], len(data))
     try:
-        with Image.open(io.BytesIO(data), formats=[header.format]) as image:
+        with open_image(data, header.format) as image:
             image.load()
             if image.mode in ("I", "I;16", "I;16B"):
                 gray = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)

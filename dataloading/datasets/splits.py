@@ -39,10 +39,9 @@ class Splits:
             raise ValueError(f"{where} has {self.train.num_classes} class; training needs at least 2")
         for split, index in (("training", self.train), ("validation", self.val)):
             if not len(index):
-                raise ValueError(
-                    f"{where} has no usable {split} image ({len(self.quarantined)} were unreadable); "
-                    "`earlybird prepare` lists why"
-                )
+                bad = [image for image in self.quarantined if image.split == split[: len(image.split)]]
+                why = f"; {len(bad)} were left out, first {bad[0].name} ({bad[0].reason})" if bad else ""
+                raise ValueError(f"{where} has no usable {split} image{why}: replace them")
         return self
 
     def save(self, folder: Path, final_folder: Path, movable: Path | None = None) -> None:

@@ -193,7 +193,7 @@ def _all_broken(root: Path) -> None:
         (_one_class, "has 1 class; training needs at least 2"),
         (lambda root: shutil.rmtree(root / "val"), "has train/ but no validation split; add one of val/, valid/"),
         (lambda root: shutil.rmtree(root / "train"), "is no data set: no train/ in it"),
-        (_all_broken, "has no usable validation image .6 were unreadable"),
+        (_all_broken, r"has no usable validation image; 6 were left out, first val/ant/0.jpg .zero_bytes."),
         (shutil.rmtree, "does not exist"),
     ],
 )
