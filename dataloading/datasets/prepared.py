@@ -19,9 +19,7 @@ def is_prepared(path: Path) -> bool:
 def read_prepared(path: Path) -> Splits:
     """Raises ValueError where prepare has not finished, or a shard is missing or not as large as it was written."""
     if not (path / MANIFEST).is_file():
-        raise ValueError(
-            f"{path} is half prepared; run prepare again, it goes on where it stopped"
-        )
+        raise ValueError(f"{path} is half prepared; run prepare again, it goes on where it stopped")
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         shards = dict(manifest["shards"])

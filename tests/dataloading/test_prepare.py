@@ -267,6 +267,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(damaged: Path, tmp_pat
     resumed = prepare(damaged, destination, options)
     assert tree(destination) == expected, moments
     assert (resumed.num_images, resumed.bytes) == (first.num_images, first.bytes)
+
+    for moment in range(num_moments - 7, num_moments):  # around the index and the manifest
+        assert run(damaged, tmp_path / f"late{moment}", moment).returncode == -signal.SIGKILL
+        prepare(damaged, tmp_path / f"late{moment}", options)
+        assert tree(tmp_path / f"late{moment}") == expected, moment
     again = prepare(damaged, destination, options)
     assert again.images_per_second == 0
     assert tree(destination) == expected

@@ -104,6 +104,13 @@ def test_second_start_reads_no_image_and_a_changed_folder_is_read_again(
     assert len(read(folder).train) == 13
 
 
+def test_a_deleted_part_of_the_cache_is_made_again(folder: Path, tmp_path: Path, cache: Path) -> None:
+    packed = tarred(folder, tmp_path / "a.tgz", "w:gz")
+    first = bytes_of(read(packed).train)
+    shutil.rmtree(cache / "unpacked")
+    assert bytes_of(read(packed).train) == first
+
+
 def test_one_of_many_that_start_at_once_reads(folder: Path) -> None:
     reports: list[Progress] = []
     found: list[ImageSet] = []
