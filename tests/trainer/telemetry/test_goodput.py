@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.telemetry.goodput import Goodput
+
+
+def _train(time: float, iteration: int, seconds: float, wait: float = 0.0) -> dict[str, Any]:
+    window = {"seconds": seconds, "data_wait_seconds": wait, "num_iterations": 10}
+    return {"event": "train", "time": time, "iteration": iteration, **window}
+
+
+def _start(time: float, iteration: int, began: float) -> dict[str, Any]:
+    return {"event": "start", "time": time, "iteration": iteration, "process_began": began}
+
+
+STORY = [
+    _start(105, 0, began=100),
+    _train(130, 10, 20.0),  # began at 110: startup 10; 14 more than the next one's pace: compilation
+    _train(138, 20, 8.0, wait=2.0),
+    {"event": "eval", "time": 143, "iteration": 20, "seconds": 5.0},
+    {"event": "checkpoint", "time": 144, "iteration": 20, "seconds": 1.0},
+    _train(150, 30, 6.0),
+    # killed; back after 50 s from iteration 20
+    _start(203, 20, began=200),
+    _train(214, 30, 10.0),
+    _train(220, 40, 6.0),
+]
+
+
+def test_every_second_has_one_cause() -> None:
+    account = Goodput(STORY)
+    assert account.badput == {
+        "startup": (10 + 14) + (4 + 4),
+        "data_wait": 2,
+        "evaluation": 5,
+        "checkpoint": 1,
+        "lost": 6,
+        "down": 50,
+    }
+    assert account.productive_seconds == 6 + 6 + 6 + 6
+    assert account.productive_seconds + sum(account.badput.values()) == 220 - 100
+    assert account.ratio == pytest.approx(24 / 120)
+
+
+def test_nothing_said_is_no_ratio() -> None:
+    assert Goodput().ratio is None
+    assert Goodput([{"event": "bad_image", "time": 1.0}]).ratio is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1), st.booleans()), min_size=1, max_size=20))
+def test_the_account_never_loses_or_invents_time(windows: list[tuple[float, float, bool]]) -> None:
+    account, now, iteration = Goodput([_start(0.0, 0, began=0.0)]), 0.0, 0
+    for seconds, wait, restart in windows:
+        now, iteration = now + seconds, iteration + 10
+        account.follow(_train(now, iteration, seconds, wait * seconds))
+        if restart:
+            iteration = max(0, iteration - 20)
+            account.follow(_start(now, iteration, began=now))
+    assert account.productive_seconds + sum(account.badput.values()) == pytest.approx(now, abs=1e-6)
+    assert account.productive_seconds >= -1e-9
+    assert min(account.badput.values()) >= 0
