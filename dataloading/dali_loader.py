@@ -133,7 +133,8 @@ class DaliReader:
         unreadable ones, build the pipeline anew and feed it again."""
         rows = {int(row) for chunk in waiting for row in chunk.ids}
         list(self._pool.map(self.bad_images.verdict, rows))  # in parallel; the verdicts are kept
-        if not any([chunk.replace(self.bad_images, chunk.places) for chunk in waiting]):
+        num_changed = sum(chunk.replace(self.bad_images, chunk.places) for chunk in waiting)
+        if not num_changed:
             # All are readable, so one is of a form that DALI does not know.
             if rows <= self._foreign:
                 raise error
