@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -85,10 +86,20 @@ def train(
     overrides += [f"data.path={data}"] if data else []
     overrides += [f"seed={seed}"] if seed is not None else []
     config = resolve(recipe, overrides)
-    summary = run_training(config, Options(run or Path("runs") / recipe, max_steps, device))
-    if summary is not None and as_json:
-        print(json.dumps(summary))
-    if summary is not None and summary["status"] == "preempted":
+    options = Options(run or Path("runs") / recipe, max_steps, device)
+    summary = run_training(config, options)
+    if os.environ.get("RANK", "0") == "0":
+        if as_json:
+            print(json.dumps(summary))
+        else:
+            scores = " ".join(f"{row['top1']:.2f}" for row in summary["exits"])
+            print(
+                f"{summary['status']} after {summary['iterations']} iterations: "
+                f"top-1 % by exit {scores or '-'}, "
+                f"{summary['images_per_second']:.0f} images/s.\n"
+                f"Next: earlybird evaluate {options.run}"
+            )
+    if summary["status"] == "preempted":
         raise typer.Exit(75)
 
 

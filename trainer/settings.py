@@ -46,7 +46,7 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(f"unknown setting {unknown[0]} in a saved {kind.__name__}; was it written by another version?")
-    built = {}
+    built: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint):

@@ -132,7 +132,7 @@ def test_batches_that_do_not_fit_are_refused(
 
 
 def test_padding_as_large_as_the_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="data.padding"):
+    with pytest.raises(ValueError, match=r"data\.padding"):
         Stream(_index(10), DataConfig(augmentation="cifar", image_size=32, padding=32), 0, 2)
 
 

@@ -169,7 +169,7 @@ class HalfForward:
 
     def _at_leaves(self, part: Batch) -> ExitLosses:
         """A pass of its own that moves no running statistics."""
-        at = dict(self.network.parameters) if self.at is None else self.at
+        at: dict[str, Tensor] = {**self.network.parameters} if self.at is None else self.at
         return self.network.losses(self.network.logits(part.images, at), part)
 
     def _rows(self, cotangent: Tensor) -> Iterator[tuple[Batch, Tensor]]:

@@ -6,7 +6,7 @@ import importlib.util
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,12 @@ def cosine(iteration: int, total: int, warmup: int = 0) -> float:
 
 def build_sgd(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
     """SGD over the backbone; ValueError where apex is asked for and absent."""
-    settings = {"lr": config.peak_lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {
+        "lr": config.peak_lr,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+        "nesterov": config.nesterov,
+    }
     if config.backend == "apex":
         if importlib.util.find_spec("amp_C") is None:
             raise ValueError(
@@ -83,8 +88,8 @@ def build_sgd(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.
             )
         from apex.optimizers import FusedSGD
 
-        return FusedSGD(parameters, nesterov=config.nesterov, **settings)
-    return torch.optim.SGD(parameters, nesterov=config.nesterov, foreach=True, **settings)
+        return FusedSGD(parameters, **settings)
+    return torch.optim.SGD(parameters, foreach=True, **settings)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

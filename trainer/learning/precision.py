@@ -38,6 +38,11 @@ class Precision:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @property
+    def image_dtype(self) -> torch.dtype:
+        """What the loader gives: half precision under autocast, else float32."""
+        return self.dtype if self.dtype in (torch.bfloat16, torch.float16) else torch.float32
+
+    @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 

@@ -24,7 +24,7 @@ def demo() -> Config:
             net="msdnet",
             stem="cifar",
             num_exits=4,
-            base=1,
+            base=2,
             step=1,
             step_mode="even",
             first_channels=8,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from trainer.learning.optim import build_sgd
 from trainer.learning.precision import Precision, resolve_precision
 from trainer.learning.state import Progress, TrainState
 from trainer.models.build import build_model
+from trainer.models.multi_exit import MultiExitNet
 from trainer.models.weight_net import WeightNet
 from trainer.run.distributed import Ranks
 
@@ -23,11 +25,11 @@ logger = logging.getLogger(__name__)
 _DDP_ARGUMENTS = inspect.signature(DistributedDataParallel.__init__).parameters  # renamed in torch 2.14
 
 
-def build_net(config: Config, num_classes: int, precision: Precision) -> nn.Module:
+def build_net(config: Config, num_classes: int, precision: Precision) -> MultiExitNet:
     """The backbone on its device, in its dtype and memory layout, initialised from the seed alike on every rank."""
     torch.manual_seed(config.seed)
-    model = build_model(config.model, num_classes)
-    return model.to(device=precision.device, dtype=precision.parameter_dtype, memory_format=precision.memory_format)
+    model = build_model(config.model, num_classes).to(precision.device, precision.parameter_dtype)
+    return model.to(memory_format=precision.memory_format)
 
 
 def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ranks) -> TrainState:
@@ -68,11 +70,12 @@ def _tracked(module: nn.Module, config: Config, precision: Precision, ranks: Ran
         logger.info("precision.compile: the first step compiles the net, which takes minutes the first time")
     if ranks.world_size > 1:
         # Running statistics are averaged over ranks once an iteration; no forward broadcasts them.
-        quiet = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"
+        name = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"
+        quiet: dict[str, Any] = {name: False}
         tracked = DistributedDataParallel(
             tracked,
             device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-            **{quiet: False},
+            **quiet,
             gradient_as_bucket_view=True,
         )
     return tracked

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dataloading.loader import TrainLoader
-
 from trainer.learning.collectives import average_batch_norm_statistics
 from trainer.learning.forward import HalfForward
 from trainer.learning.meta_gradient import meta_step
@@ -22,16 +21,12 @@ class Hooks:
 
     log       receives the reading of a log step
     replaced  receives the images of a batch that could not be read: (row, reason) of each
-    end_epoch an epoch's last image has been trained on: evaluate, save, as the run is configured
-    save      write a checkpoint now
-    save_due  whether a checkpoint is due after this iteration
+    between   (epoch that just ended or None, stop, save): evaluate and save where that is due
     """
 
     log: Callable[[TrainState, Reading], None]
     replaced: Callable[[tuple[tuple[int, str], ...]], None]
-    end_epoch: Callable[[int], None]
-    save: Callable[[], None]
-    save_due: Callable[[], bool]
+    between: Callable[[int | None, bool, bool], None]
 
 
 def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Requests, last: int) -> bool:
@@ -56,10 +51,7 @@ def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Reques
         if stop or epoch is not None or progress.iteration % log_every == 0 or progress.iteration == last:
             hooks.log(state, window.read())  # waits for the device, here only
         with window.paused():
-            if stop or save or hooks.save_due():
-                hooks.save()
-            if epoch is not None and not stop:
-                hooks.end_epoch(epoch)
+            hooks.between(epoch, stop, save)
         if stop:
             return False
     return True

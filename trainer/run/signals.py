@@ -24,7 +24,9 @@ class Requests:
 
     def __init__(self) -> None:
         self._stop = self._save = False
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() and dist.get_world_size() > 1 else None
+        self._group: Any = None  # a gloo group: agreeing must not touch the GPU's stream
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo")
         self._pending: tuple[Any, torch.Tensor] | None = None
         self._previous = {number: signal.signal(number, self._handle) for number in (*STOP, SAVE)}
 
@@ -35,6 +37,10 @@ class Requests:
             os._exit(130)
         else:
             self._stop = True
+
+    def ask_to_save(self) -> None:
+        """As SIGUSR2 would: all ranks save in one of the next iterations."""
+        self._save = True
 
     def poll(self) -> tuple[bool, bool]:
         """(stop, save) as agreed over all ranks; call once an iteration on every rank."""

@@ -1,0 +1,85 @@
+"""Scoring a finished or running run from its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from dataloading.datasets.open import open_dataset
+from dataloading.index import Index
+from dataloading.loader import evaluation_loader
+from trainer.config import Config
+from trainer.evaluation.anytime import anytime_rows
+from trainer.evaluation.budgeted import budgeted_batch
+from trainer.evaluation.exits import ExitScores, score_exits
+from trainer.learning.precision import resolve_precision
+from trainer.models.cost import exit_costs
+from trainer.run.build import build_net
+from trainer.run.checkpoint import load_latest
+from trainer.run.distributed import Ranks, process_group
+from trainer.run.folder import RunFolder
+from trainer.run.snapshot import load_model
+
+
+def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any]:
+    """Anytime and budgeted batch figures of a run's newest checkpoint (METHOD: evaluation).
+
+    Thresholds come from the held-out split. With split "heldout" they are scored on that split itself, which flatters.
+    ValueError for an unknown split, a folder without a checkpoint, or a run without held-out images.
+    """
+    if split not in ("val", "heldout"):
+        raise ValueError(f"--split is {split!r}; it must be val or heldout")
+    folder = RunFolder(run)
+    config = folder.read_config()
+    if data:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data))
+    checkpoint = load_latest(run)
+    if checkpoint is None:
+        raise ValueError(f"{run} has no checkpoint yet; train it first")
+    with process_group(device) as ranks:
+        images = open_dataset(config.data, config.seed)
+        if not len(images.heldout):
+            raise ValueError("the run holds no images out of training (data.heldout is 0): no thresholds can be set")
+        precision = resolve_precision(config.precision, ranks.device)
+        net = build_net(config, len(images.classes), precision)
+        load_model(net, checkpoint.tensors)
+        heldout = _score(net, config, images.heldout, ranks)
+        scored = _score(net, config, images.val, ranks) if split == "val" else heldout
+    costs = exit_costs(config.model, len(images.classes), config.data.image_size)
+    mul_adds = [float(cost.mul_adds) for cost in costs]
+    assert heldout.samples is not None
+    assert scored.samples is not None
+    budgeted = budgeted_batch(
+        heldout.samples.confidences,
+        heldout.samples.correct,
+        scored.samples.confidences,
+        scored.samples.correct,
+        mul_adds,
+    )
+    return {
+        "run": str(run),
+        "recipe": config.recipe,
+        "iteration": checkpoint.iteration,
+        "split": split,
+        "num_heldout": heldout.num_images,
+        "mul_adds": mul_adds,
+        "anytime": anytime_rows(scored),
+        "budgeted": budgeted,
+    }
+
+
+def _score(net: Any, config: Config, index: Index, ranks: Ranks) -> ExitScores:
+    precision = resolve_precision(config.precision, ranks.device)
+    loader = evaluation_loader(
+        config.data,
+        index,
+        batch_size=config.run.evaluation_batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+        dtype=precision.image_dtype,
+    )
+    with closing(loader):
+        return score_exits(net, loader, precision, per_sample=True)

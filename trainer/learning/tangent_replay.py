@@ -1,0 +1,166 @@
+"""Forward-mode differentiation of a recorded forward pass, without computing the pass again.
+
+In the recorded pass every leaf of the net keeps what its tangent rule needs: tensors that autograd holds anyway. Then
+the net's own forward runs once more, on tangents, each leaf replaced by its rule; what lies between leaves
+(concatenation, flattening, interpolation) is linear and runs as it is. One forward's worth of work, where dual tensors
+compute the primal again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Kept = dict[str, Tensor]
+
+
+class Tape:
+    """What the leaves of `module` kept in one forward pass; replayed once along a direction in parameter space."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.kept: dict[nn.Module, Kept] = {}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Every leaf that runs inside keeps its part (each may run once)."""
+        handles: list[RemovableHandle] = [
+            leaf.register_forward_hook(self._keep) for leaf in self.module.modules() if type(leaf) in RULES
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, leaf: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if leaf in self.kept:
+            raise RuntimeError(f"a {type(leaf).__name__} runs twice in one forward; it cannot be replayed")
+        self.kept[leaf] = RULES[type(leaf)][0](inputs[0], output)
+
+    def replay(self, images: Tensor, direction: dict[str, Tensor]) -> Sequence[Tensor]:
+        """Tangents of the logits, K tensors [n, C], along `direction` (one tensor per parameter name). Call it without grad."""
+        zero = images.new_zeros(()).expand(images.shape)  # the images do not move; no memory behind it
+        leaves = {leaf: name for name, leaf in self.module.named_modules() if leaf in self.kept}
+        try:
+            for leaf, name in leaves.items():
+                moves = {key: direction[f"{name}.{key}"] for key, _ in leaf.named_parameters(recurse=False)}
+                leaf.forward = partial(_follow, RULES[type(leaf)][1], leaf, self.kept[leaf], moves, zero)
+            return self.module(zero)
+        finally:
+            for leaf in leaves:
+                del leaf.forward
+
+
+def replayable(module: nn.Module) -> str:
+    """Empty where every leaf of `module` has a tangent rule; else the first that has none."""
+    for leaf in module.modules():
+        if not any(True for _ in leaf.children()) and type(leaf) not in (*RULES, nn.Identity, nn.ModuleList):
+            return type(leaf).__name__
+        if isinstance(leaf, nn.Conv2d) and (leaf.groups != 1 or leaf.padding_mode != "zeros"):
+            return f"{type(leaf).__name__} with groups or padding mode"
+    return ""
+
+
+def _follow(
+    rule: Callable[..., Tensor], leaf: nn.Module, kept: Kept, moves: Kept, zero: Tensor, tangent: Tensor
+) -> Tensor:
+    return rule(leaf, kept, moves, None if tangent is zero else tangent)
+
+
+def _keep_input(x: Tensor, _: Tensor) -> Kept:
+    return {"x": x.detach()}
+
+
+def _keep_output(_: Tensor, y: Tensor) -> Kept:
+    return {"y": y.detach()}
+
+
+def _keep_batch_norm(x: Tensor, y: Tensor) -> Kept:
+    # The backward node holds the batch's mean and 1/std; a node without them (running statistics) holds none.
+    mean, invstd = getattr(y.grad_fn, "_saved_result1", None), getattr(y.grad_fn, "_saved_result2", None)
+    if mean is None or invstd is None or mean.numel() != x.shape[1]:
+        return {"x": x.detach()}
+    return {"x": x.detach(), "mean": mean, "invstd": invstd}
+
+
+def _keep_max_pool(x: Tensor, y: Tensor) -> Kept:
+    indices = getattr(y.grad_fn, "_saved_result1", None)
+    return {"x": x.detach()} if indices is None else {"indices": indices}
+
+
+def _conv(leaf: nn.Conv2d, kept: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+    def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, leaf.stride, leaf.padding, leaf.dilation)
+
+    if t is None:
+        return convolved(kept["x"], moves["weight"], moves.get("bias"))
+    # conv(t, W) + conv(x, W') as one convolution over concatenated channels.
+    both = torch.cat([t, kept["x"].to(t.dtype)], dim=1)
+    return convolved(both, torch.cat([leaf.weight, moves["weight"]], dim=1), moves.get("bias"))
+
+
+def _linear(leaf: nn.Linear, kept: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+    assert t is not None
+    return F.linear(t, leaf.weight) + F.linear(kept["x"], moves["weight"], moves.get("bias"))
+
+
+def _batch_norm(leaf: nn.BatchNorm2d, kept: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+    """y' = J t + gamma' xhat + beta'; J, the Jacobian in x, is that of the backward pass: it is its own adjoint."""
+    assert t is not None
+    x = kept["x"]
+    if leaf.training:
+        if "mean" in kept:
+            mean, invstd = kept["mean"], kept["invstd"]
+        else:
+            variance, mean = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, dim=(0, 2, 3), correction=0)
+            invstd = (variance + leaf.eps).rsqrt()
+        moved = torch.ops.aten.native_batch_norm_backward(
+            t, x, leaf.weight, None, None, mean, invstd, True, leaf.eps, [True, False, False]
+        )[0]
+    else:
+        assert leaf.running_mean is not None
+        assert leaf.running_var is not None
+        mean, invstd = leaf.running_mean, (leaf.running_var + leaf.eps).rsqrt()
+        moved = t * (leaf.weight * invstd).to(t.dtype)[:, None, None]
+    slope = moves["weight"] * invstd
+    offset = moves["bias"] - slope * mean
+    return moved.add_(torch.addcmul(offset.to(x.dtype)[:, None, None], x, slope.to(x.dtype)[:, None, None]))
+
+
+def _relu(_: nn.ReLU, kept: Kept, __: Kept, t: Tensor | None) -> Tensor:
+    return torch.ops.aten.threshold_backward(t, kept["y"], 0)
+
+
+def _max_pool(leaf: nn.MaxPool2d, kept: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+    assert t is not None
+    indices = kept.get("indices")
+    if indices is None:
+        _, indices = F.max_pool2d(
+            kept["x"], leaf.kernel_size, leaf.stride, leaf.padding, leaf.dilation, leaf.ceil_mode, return_indices=True
+        )
+    return t.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+
+
+def _linear_map(leaf: nn.Module, _: Kept, __: Kept, t: Tensor | None) -> Tensor:
+    return type(leaf).forward(leaf, t)
+
+
+# leaf type -> (what the recorded pass keeps, the tangent rule)
+RULES: dict[type[nn.Module], tuple[Callable[[Tensor, Tensor], Kept], Callable[..., Tensor]]] = {
+    nn.Conv2d: (_keep_input, _conv),
+    nn.Linear: (_keep_input, _linear),
+    nn.BatchNorm2d: (_keep_batch_norm, _batch_norm),
+    nn.ReLU: (_keep_output, _relu),
+    nn.MaxPool2d: (_keep_max_pool, _max_pool),
+    nn.AvgPool2d: (lambda x, y: {}, _linear_map),
+    nn.AdaptiveAvgPool2d: (lambda x, y: {}, _linear_map),
+    nn.Flatten: (lambda x, y: {}, _linear_map),
+}

@@ -1,0 +1,186 @@
+"""One self-contained page per run: report.html."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from trainer.config import Config, read_config
+from trainer.reporting.plots import Series, accuracy_figure, mul_add_unit, svg, training_figure, write_png
+from trainer.reporting.published import BASELINE, published_accuracy
+from trainer.settings import setting_names
+from trainer.telemetry.jsonl import read_log, read_rows
+
+Row = Mapping[str, Any]
+
+
+def write_report(run: Path, evaluation: Row | None = None) -> Path:
+    """Write `report.html` (and, with costs, `curves.png`) into a run folder; the page's path.
+
+    evaluation  what evaluate_run gives: recipe, iteration, split, num_heldout, mul_adds [K], anytime, budgeted rows;
+                without it the page shows the log's newest evaluation and no costs
+    Raises ValueError where the folder holds no readable run.
+    """
+    run = Path(run)
+    if not (run / "config.json").is_file():
+        raise ValueError(f"{run} is no run folder (it has no config.json); give one that train wrote")
+    config = read_config(run / "config.json")
+    rows = read_log(run / "log.jsonl")
+    evaluation = evaluation or _newest_evaluation(rows)
+    figures = {}
+    if evaluation and evaluation.get("mul_adds"):
+        figure = curves(config, evaluation)
+        write_png(figure, run / "curves.png")
+        figures["accuracy"] = _embedded(figure)
+    training = training_figure(rows)
+    if training is not None:
+        figures["training"] = _embedded(training)
+    environment = Environment(
+        loader=PackageLoader("trainer", "reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("report.html").render(
+        config=config,
+        evaluation=evaluation,
+        table=exit_table(config, evaluation) if evaluation else [],
+        published=_sources(config),
+        budgeted=_budgeted_rows(evaluation) if evaluation else [],
+        figures=figures,
+        facts=_facts(rows, read_rows(run / "log.jsonl"), evaluation),
+        troubles=_troubles(rows),
+        settings=setting_names(config),
+    )
+    temporary = run / "report.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    return temporary.replace(run / "report.html")
+
+
+def curves(config: Config, evaluation: Row) -> Figure:
+    """The two accuracy-over-cost curves of an evaluation, with the published points where the recipe has them."""
+    published = [
+        Series(source["name"], source["top1"])
+        for source in _sources(config)
+        if len(source["top1"]) == _exits(evaluation)
+    ]
+    title = f"{config.recipe}, {evaluation['split']}, {evaluation['anytime'][0]['num_images']:,} images"
+    return accuracy_figure(evaluation["anytime"], evaluation["budgeted"], evaluation["mul_adds"], published, title)
+
+
+def exit_table(config: Config, evaluation: Row) -> list[dict[str, Any]]:
+    """One row an exit: ours, the published figure and the difference, in percent and percentage points."""
+    published = {
+        source["kind"]: source["top1"] for source in _sources(config) if len(source["top1"]) == _exits(evaluation)
+    }
+    mul_adds = evaluation.get("mul_adds") or []
+    table = []
+    for place, row in enumerate(evaluation["anytime"]):
+        theirs = published.get("same")
+        baseline = published.get("baseline")
+        table.append(
+            {
+                **row,
+                "cost": _cost(mul_adds, place),
+                "published": theirs[place] if theirs else None,
+                "difference": row["top1"] - theirs[place] if theirs else None,
+                "baseline": baseline[place] if baseline else None,
+            }
+        )
+    return table
+
+
+def _exits(evaluation: Row) -> int:
+    return len(evaluation["anytime"])
+
+
+def _sources(config: Config) -> list[dict[str, Any]]:
+    """The published figures of a recipe: of the very net and training (`same`), and of its unweighted twin."""
+    smoothed = config.optim.label_smoothing > 0
+    name = config.recipe
+    found = []
+    same = published_accuracy(name, smoothed)
+    if same is not None:
+        how = "label smoothing, " if smoothed else ""
+        found.append(
+            {"kind": "same", "name": f"published ({how}{same.epochs} epochs)", "top1": same.top1, "epochs": same.epochs}
+        )
+    if not smoothed and not name.endswith(BASELINE):
+        twin = published_accuracy(name + BASELINE)
+        if twin is not None:
+            label = f"published, unweighted ({twin.epochs} epochs)"
+            found.append({"kind": "baseline", "name": label, "top1": twin.top1, "epochs": twin.epochs})
+    return found
+
+
+def _cost(mul_adds: Sequence[float], place: int) -> str | None:
+    if not mul_adds:
+        return None
+    scale, unit = mul_add_unit(mul_adds)
+    return f"{mul_adds[place] / scale:.{3 if unit == 'G' else 2}f} {unit}"
+
+
+def _budgeted_rows(evaluation: Row) -> list[dict[str, Any]]:
+    """Every third point of the curve: enough to read, all of them are in the picture."""
+    mul_adds = evaluation.get("mul_adds") or []
+    if not mul_adds:
+        return []
+    scale, unit = mul_add_unit(mul_adds)
+    return [{**row, "cost": f"{row['mul_adds'] / scale:.3f} {unit}"} for row in evaluation["budgeted"][::3]]
+
+
+def _newest_evaluation(rows: Sequence[Row]) -> Row | None:
+    for row in reversed(rows):
+        if row["event"] == "eval" and row["split"] == "val":
+            return {
+                "iteration": row["iteration"],
+                "split": row["split"],
+                "anytime": row["exits"],
+                "budgeted": [],
+                "mul_adds": [],
+                "num_heldout": 0,
+            }
+    return None
+
+
+def _facts(rows: Sequence[Row], every_row: Sequence[Row], evaluation: Row | None) -> list[tuple[str, str]]:
+    """The tiles at the page's top."""
+    train = [row for row in rows if row["event"] == "train"]
+    facts = []
+    if evaluation:
+        best = max(evaluation["anytime"], key=lambda row: row["top1"])
+        facts.append((f"top-1 at exit {best['exit']}, {evaluation['split']}", f"{best['top1']:.2f} %"))
+    if train:
+        seconds = sum(row["seconds"] for row in train)
+        facts.append(("epochs", f"{train[-1]['epoch']:.2f}"))
+        facts.append(("iterations", f"{train[-1]['iteration']:,}"))
+        facts.append(("training time", str(timedelta(seconds=round(seconds)))))
+        if seconds:
+            facts.append(("images/s over it", f"{sum(row['images'] for row in train) / seconds:,.0f}"))
+            waited = sum(row["data_wait_seconds"] for row in train) / seconds
+            facts.append(("of it waiting for data", f"{100 * waited:.1f} %"))
+    ends = [row for row in rows if row["event"] == "end" and row.get("goodput_ratio") is not None]
+    if ends:
+        facts.append(("goodput", f"{100 * ends[-1]['goodput_ratio']:.1f} %"))
+    starts = sum(row["event"] == "start" for row in every_row)
+    if starts > 1:
+        facts.append(("restarts", str(starts - 1)))
+    return facts
+
+
+def _troubles(rows: Sequence[Row]) -> list[str]:
+    """What a reader should know went wrong, counted by kind."""
+    bad = Counter(row["reason"] for row in rows if row["event"] == "bad_image")
+    skipped = Counter(row["reason"] for row in rows if row["event"] == "skipped_step")
+    return [
+        *(f"{count} unreadable training images replaced ({reason})" for reason, count in bad.most_common()),
+        *(f"{count} updates left out ({reason})" for reason, count in skipped.most_common()),
+    ]
+
+
+def _embedded(figure: Figure) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure)).decode()

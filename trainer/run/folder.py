@@ -1,0 +1,81 @@
+"""A run's folder: its configuration, log, checkpoints and results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.config import Config, read_config, write_config
+from trainer.evaluation.anytime import AnytimeRow
+from trainer.settings import setting_names
+from trainer.telemetry.jsonl import read_rows
+
+# What may differ between a run and its continuation: nothing here changes a single weight.
+FREE = (
+    "telemetry.",
+    "checkpoint.",
+    "data.path",
+    "data.loader",
+    "data.decode",
+    "data.num_threads",
+    "data.prefetch",
+    "run.log_every",
+    "run.evaluate_every",
+    "run.evaluation_batch",
+)
+
+
+class RunFolder:
+    """Paths of a run, and the promise that one folder holds one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.json"
+        self.log_file = path / "log.jsonl"
+        self.summary_file = path / "summary.json"
+
+    def check(self, config: Config) -> None:
+        """ValueError naming what differs where the folder holds another run than `config`."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--run {self.path} is a file; give a folder")
+        if not self.config_file.exists():
+            return
+        theirs, ours = setting_names(read_config(self.config_file)), setting_names(config)
+        differing = [
+            f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name) and not name.startswith(FREE)
+        ]
+        if differing:
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise ValueError(
+                f"--run {self.path} holds another run: {'; '.join(differing[:3])}{more}; give --run another folder"
+            )
+
+    def claim(self, config: Config) -> None:
+        """Write `config` into the folder; ValueError where it cannot be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_config(config, self.config_file)
+        except OSError as error:
+            raise ValueError(f"--run {self.path} cannot be written ({error.strerror}); give another folder") from error
+
+    def read_config(self) -> Config:
+        """The configuration of an existing run; ValueError where this is no run folder."""
+        if not self.config_file.is_file():
+            raise ValueError(f"{self.path} is no run folder (it has no config.json); give one that train wrote")
+        return read_config(self.config_file)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        temporary = self.summary_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(summary, indent=1) + "\n")
+        temporary.replace(self.summary_file)
+
+    def evaluation_at(self, iteration: int) -> list[AnytimeRow] | None:
+        """The logged evaluation after `iteration` iterations, if there was one."""
+        found = None
+        for row in read_rows(self.log_file):
+            if row["event"] == "eval" and row["iteration"] == iteration:
+                found = row["exits"]
+        return found

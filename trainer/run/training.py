@@ -1,0 +1,236 @@
+"""The main job: everything is checked and built, the loop runs, everything is closed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataloading.datasets.open import ImageSet, open_dataset
+from dataloading.loader import TrainLoader, evaluation_loader, train_loader
+from trainer.config import Config, to_dict
+from trainer.evaluation.anytime import AnytimeRow, anytime
+from trainer.learning.precision import resolve_precision
+from trainer.learning.state import Progress, TrainState
+from trainer.run import snapshot
+from trainer.run.build import build_state, warmup_iterations
+from trainer.run.checkpoint import load_latest, save_checkpoint
+from trainer.run.distributed import Ranks, process_group
+from trainer.run.folder import RunFolder
+from trainer.run.interval import Due
+from trainer.run.loop import Hooks, train
+from trainer.run.signals import Requests
+from trainer.telemetry.telemetry import Telemetry
+from trainer.telemetry.window import Reading
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What belongs to one start and not to the run: its folder, an early stop (0 = none), the device."""
+
+    run: Path
+    max_steps: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 0:
+            raise ValueError(f"--max-steps is {self.max_steps}; give a positive number of iterations, 0 for all")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"--device is {self.device!r}; it must be auto, cpu or cuda")
+
+
+def run_training(config: Config, options: Options) -> dict[str, Any]:
+    """Train `config` in its run folder, from the newest checkpoint there; returns the summary that is written there.
+
+    Raises ValueError for input that cannot work, before anything is trained, and FloatingPointError for a loss that
+    is no longer finite: the newest checkpoint is then the last good state.
+    """
+    with ExitStack() as stack:
+        ranks = stack.enter_context(process_group(options.device))
+        precision = resolve_precision(config.precision, ranks.device)
+        folder = RunFolder(options.run)
+        folder.check(config)
+        images = open_dataset(config.data, config.seed)
+        loader = train_loader(
+            config.data,
+            images.train,
+            seed=config.seed,
+            update_batch=config.optim.update_batch,
+            accumulation=config.optim.accumulation,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            device=ranks.device,
+            dtype=precision.image_dtype,
+        )
+        stack.enter_context(closing(loader))
+        if ranks.is_first:
+            folder.claim(config)
+        ranks.barrier()
+        telemetry = Telemetry(
+            config.telemetry,
+            folder.path,
+            rank=ranks.rank,
+            local_rank=ranks.local_rank,
+            title=config.recipe,
+            num_iterations=loader.num_iterations(config.run.epochs),
+            num_epochs=config.run.epochs,
+            device=ranks.device.type,
+        )
+        stack.enter_context(closing(telemetry))
+        requests = stack.enter_context(closing(Requests()))
+        training = Training(config, ranks, folder, images, loader, telemetry, requests)
+        return training.run(options.max_steps)
+
+
+class Training:
+    """One run on one rank: the state, and what happens between iterations."""
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        folder: RunFolder,
+        images: ImageSet,
+        loader: TrainLoader,
+        telemetry: Telemetry,
+        requests: Requests,
+    ) -> None:
+        self.config, self.ranks, self.folder, self.images = config, ranks, folder, images
+        self.loader, self.telemetry, self.requests = loader, telemetry, requests
+        total = loader.num_iterations(config.run.epochs)
+        progress = Progress(0, total, warmup_iterations(config, total))
+        self.state = build_state(config, len(images.classes), progress, ranks)
+        self.due = Due(config.checkpoint.interval)
+        self.saved_at = self.evaluated_at = -1
+        self.scores: list[AnytimeRow] = []
+        self.trained_images, self.trained_seconds = 0, 0.0
+
+    def run(self, max_steps: int) -> dict[str, Any]:
+        """Resume, train, evaluate; the summary."""
+        progress = self.state.progress
+        began = time.perf_counter()
+        passed_over = self.resume()
+        last = min(progress.total, max_steps or progress.total)
+        self.telemetry.start(progress.iteration, last=last, total=progress.total, data=self.images.name)
+        for name, reason in passed_over:
+            self.telemetry.event("checkpoint passed over", folder=name, reason=reason)
+        finished = True
+        if progress.iteration < last:
+            hooks = Hooks(self.log, self.replaced, self.between)
+            finished = train(self.state, self.loader, hooks, self.requests, last)
+        if finished:
+            if self.saved_at != progress.iteration:
+                self.save()
+            if self.evaluated_at != progress.iteration:
+                self.evaluate()
+        complete = progress.iteration >= progress.total
+        summary = {
+            "status": "preempted" if not finished else "completed" if complete else "stopped",
+            "recipe": self.config.recipe,
+            "iterations": progress.iteration,
+            "images_per_second": self.trained_images / self.trained_seconds if self.trained_seconds else 0.0,
+            "exits": [{key: row[key] for key in ("exit", "top1", "top5", "loss")} for row in self.scores],
+            "seconds": time.perf_counter() - began,
+            "num_validation_images": self.scores[0]["num_images"] if self.scores else 0,
+            "data": self.images.name,
+            "data_fingerprint": self.images.fingerprint,
+        }
+        if self.ranks.is_first:
+            self.folder.write_summary(summary)
+        self.telemetry.close(status=summary["status"], iteration=progress.iteration)
+        return summary
+
+    def resume(self) -> tuple[tuple[str, str], ...]:
+        """Go on from the newest whole checkpoint, if there is one; (name, reason) of newer ones that are not whole.
+
+        Every rank reads it for itself.
+        """
+        checkpoint = load_latest(self.folder.path)
+        if checkpoint is None:
+            return ()
+        theirs = checkpoint.meta.get("data_fingerprint")
+        if theirs != self.images.fingerprint:
+            raise ValueError(
+                f"--run {self.folder.path} was trained on other images (fingerprint {str(theirs)[:12]}, now "
+                f"{self.images.fingerprint[:12]}); give the same data or --run another folder"
+            )
+        snapshot.restore(self.state, checkpoint.tensors, checkpoint.meta["state"])
+        self.saved_at = checkpoint.iteration
+        scores = self.folder.evaluation_at(checkpoint.iteration)
+        if scores is not None:
+            self.scores, self.evaluated_at = scores, checkpoint.iteration
+        return checkpoint.passed_over
+
+    def log(self, state: TrainState, reading: Reading) -> None:
+        """A log step. FloatingPointError where a loss is no longer finite, naming the step."""
+        progress = state.progress
+        self.trained_images += reading.images
+        self.trained_seconds += reading.seconds
+        epoch = progress.iteration * 2 * self.config.optim.update_batch / len(self.images.train)
+        row = reading.row() | {"iteration": progress.iteration, "epoch": epoch, "learning_rate": state.lr}
+        self.telemetry.train(row)
+        if not reading.finite:
+            raise FloatingPointError(
+                f"a training loss is not finite after iteration {progress.iteration} (losses by exit: {reading.loss}); "
+                f"the newest checkpoint in {self.folder.path} is good: go on from it with a lower optim.base_lr in "
+                f"another --run folder, or in float32 (precision.dtype)"
+            )
+
+    def replaced(self, images: tuple[tuple[int, str], ...]) -> None:
+        """Images of the last batch that could not be read: others took their places."""
+        for row, reason in images:
+            self.telemetry.bad_image(reason, row=row, name=self.images.train.name(row))
+
+    def between(self, ended_epoch: int | None, stop: bool, save: bool) -> None:
+        """After every iteration, on every rank: save and evaluate where that is due."""
+        iteration = self.state.progress.iteration
+        done = None if ended_epoch is None else ended_epoch + 1
+        if self.due.interval.seconds is None:
+            save = save or self.due.after(iteration, done)
+        elif self.ranks.is_first and self.due.after(iteration, done):
+            self.requests.ask_to_save()  # one clock decides, all ranks follow in a later iteration
+            self.due.restart()
+        if save or stop:
+            self.save()
+        if done is not None and not stop and done % self.config.run.evaluate_every == 0:
+            self.evaluate()
+
+    def save(self) -> None:
+        """Write a checkpoint: the state is the same on every rank, the first one writes."""
+        progress = self.state.progress
+        if self.ranks.is_first:
+            began = time.perf_counter()
+            tensors, values = snapshot.take(self.state)
+            meta = {
+                "config": to_dict(self.config),
+                "state": values,
+                "data_fingerprint": self.images.fingerprint,
+                "classes": list(self.images.classes),
+            }
+            folder = save_checkpoint(self.folder.path, progress.iteration, tensors, meta, self.config.checkpoint.keep)
+            self.telemetry.checkpoint(progress.iteration, seconds=time.perf_counter() - began, folder=folder)
+        self.saved_at = progress.iteration
+        self.due.restart()
+
+    def evaluate(self) -> None:
+        """Score every exit on the validation images, each exactly once over all ranks."""
+        began = time.perf_counter()
+        loader = evaluation_loader(
+            self.config.data,
+            self.images.val,
+            batch_size=self.config.run.evaluation_batch,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            device=self.ranks.device,
+            dtype=self.state.network.precision.image_dtype,
+        )
+        with closing(loader):
+            self.scores = anytime(self.state.network.module, loader, self.state.network.precision)
+        self.evaluated_at = self.state.progress.iteration
+        seconds = time.perf_counter() - began
+        self.telemetry.evaluation(self.scores, split="val", iteration=self.evaluated_at, seconds=seconds)
