@@ -121,7 +121,7 @@ def _named(file: Path, pairs: Iterable[Iterable[str]], synsets: list[str]) -> It
 def _from_devkit(devkit: Path, num_images: int) -> list[str]:
     """Synsets of the validation images in their order: the kit's numbers, put into words by its meta.mat."""
     # SciPy comes with scikit-image; only this one table of the kit needs it.
-    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io import loadmat
 
     contents: dict[str, bytes] = {}
     with tarfile.open(devkit) as archive:

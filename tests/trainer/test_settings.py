@@ -76,7 +76,7 @@ def test_bad_settings_are_refused_by_name(setting: str, said: str) -> None:
 
 
 def test_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="did you mean imagenet-msdnet-step4?"):
+    with pytest.raises(ValueError, match=r"did you mean imagenet-msdnet-step4\?"):
         resolve("imagenet-msdnet-stp4", [])
 
 
