@@ -45,7 +45,6 @@ class Assembly:
 
     def __init__(self, target: Target, plan: Plan, *, decoded_on_device: bool = False) -> None:
         self.target, self.plan = target, plan
-        self.replaced: list[tuple[int, str]] = []
         self._sent: torch.cuda.Event | None = None
         n, size = len(plan), target.config.image_size
         self.on_cpu = target.device.type == "cpu"
@@ -89,8 +88,8 @@ class Assembly:
             labels=labels.to(target.device, non_blocking=True),
             ids=plan.ids,
             mask=mask,
-            num_replaced=len(self.replaced),
-            replaced=tuple(self.replaced),
+            num_replaced=len(plan.replaced),
+            replaced=tuple(plan.replaced[place] for place in sorted(plan.replaced)),
         )
 
     def _normalize(self, pixels: Tensor, out: Tensor | None = None, flip: Tensor | None = None) -> Tensor:

@@ -82,15 +82,16 @@ class BadImages:
             f"{_MAX_TRIES} images behind it; is data.path still there?"
         )
 
-    def replace(self, plan: Plan, bad: dict[int, str], config: DataConfig) -> tuple[Plan, tuple[tuple[int, str], ...]]:
-        """The plan without the samples at the places `bad` (reasons by place), and (row, reason) of each.
+    def replace(self, plan: Plan, bad: dict[int, str], config: DataConfig) -> Plan:
+        """The plan without the samples at the places `bad` (reasons by place).
 
         Training: another image takes the place. Evaluation: the place is masked out, since an image counted twice would
         falsify the result no less than one left out.
         """
-        reported = tuple((int(plan.ids[place]), bad[place]) for place in sorted(bad))
-        if plan.mask is not None:
-            return plan.masked(list(bad)), reported
-        for place in sorted(bad):
-            plan = plan.replaced(place, self.substitute(int(plan.ids[place])), self.index, config)
-        return plan, reported
+        for place, reason in bad.items():
+            row = int(plan.ids[place])
+            if plan.mask is not None:
+                plan = plan.without(place, reason)
+            else:
+                plan = plan.with_row(place, self.substitute(row), reason, self.index, config)
+        return plan

@@ -62,8 +62,7 @@ class Chunk:
         verdicts = ((int(place), bad_images.verdict(int(plan.ids[place]))) for place in places)
         bad = {place: reason for place, reason in verdicts if reason is not None}
         if bad:
-            self.assembly.plan, reported = bad_images.replace(plan, bad, self.assembly.target.config)
-            self.assembly.replaced.extend(reported)
+            self.assembly.plan = bad_images.replace(plan, bad, self.assembly.target.config)
             self.read(bad_images)
         return bool(bad)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Plan:
     geometry   of the n samples
     uniforms   [n, DRAWS] that the geometry was drawn from; None: an evaluation
     mask       [n] bool, evaluation only: False is padding, which no loader reads
+    replaced   (row, reason) by place, of samples that could not be read
     """
 
     iteration: int
@@ -35,25 +36,29 @@ class Plan:
     geometry: Geometry
     uniforms: np.ndarray | None = None
     mask: np.ndarray | None = None
+    replaced: dict[int, tuple[int, str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def replaced(self, place: int, row: int, index: Index, config: DataConfig) -> Plan:
+    def with_row(self, place: int, row: int, reason: str, index: Index, config: DataConfig) -> Plan:
         """The same plan with image `row` at `place`, its crop drawn from the same uniforms. Training only."""
         assert self.uniforms is not None
         at = slice(row, row + 1)
         one = train_geometry(config, self.uniforms[place : place + 1], index.heights[at], index.widths[at])
         ids = self.ids.copy()
         ids[place] = row
-        return replace(self, ids=ids, geometry=self.geometry.changed(place, one))
+        return replace(self, ids=ids, geometry=self.geometry.changed(place, one), replaced=self._noted(place, reason))
 
-    def masked(self, places: list[int]) -> Plan:
-        """The same plan without the samples at `places`. Evaluation only."""
+    def without(self, place: int, reason: str) -> Plan:
+        """The same plan with the sample at `place` masked out. Evaluation only."""
         assert self.mask is not None
         mask = self.mask.copy()
-        mask[places] = False
-        return replace(self, mask=mask)
+        mask[place] = False
+        return replace(self, mask=mask, replaced=self._noted(place, reason))
+
+    def _noted(self, place: int, reason: str) -> dict[int, tuple[int, str]]:
+        return self.replaced | {place: (int(self.ids[place]), reason)}
 
 
 class Stream:

@@ -23,7 +23,7 @@ from dataloading.resize import resized_window
 from dataloading.storage import Storage
 from dataloading.stream import Plan
 
-_Loaded = tuple[Tensor, Plan, list[tuple[int, str]]]
+_Loaded = tuple[Tensor, Plan]
 
 
 class TorchReader:
@@ -43,10 +43,9 @@ class TorchReader:
             collate_fn=_unchanged,
             multiprocessing_context="fork",  # the index is shared, not copied; workers touch neither CUDA nor DALI
         )
-        for pixels, plan, replaced in loader:
+        for pixels, plan in loader:
             assembly = Assembly(self.target, plan)
             assembly.put(slice(0, len(plan)), pixels)
-            assembly.replaced.extend(replaced)
             assembly.send()
             yield assembly.batch()
 
@@ -66,7 +65,6 @@ class _Images(Dataset[_Loaded]):
 
     def __getitem__(self, plan: Plan) -> _Loaded:
         pixels = np.zeros((len(plan), self.config.image_size, self.config.image_size, 3), np.uint8)
-        replaced: list[tuple[int, str]] = []
         for place in range(len(plan)):
             if plan.mask is not None and not plan.mask[place]:
                 continue
@@ -74,13 +72,12 @@ class _Images(Dataset[_Loaded]):
                 image = self._decoded(int(plan.ids[place]))
             except BadImageError as error:
                 reason = self._bad_images.verdict(int(plan.ids[place])) or error.reason
-                plan, reported = self._bad_images.replace(plan, {place: reason}, self.config)
-                replaced.extend(reported)
+                plan = self._bad_images.replace(plan, {place: reason}, self.config)
                 if plan.mask is not None:
                     continue
                 image = self._decoded(int(plan.ids[place]))
             pixels[place] = np.asarray(_cut(image, plan, place, self.config.image_size))
-        return torch.from_numpy(pixels), plan, replaced
+        return torch.from_numpy(pixels), plan
 
     def _decoded(self, row: int) -> Image.Image:
         """The whole image; raises BadImageError."""
@@ -101,8 +98,8 @@ def _cut(image: Image.Image, plan: Plan, place: int, size: int) -> Image.Image:
     geometry = plan.geometry
     top, left, height, width = geometry.crop[place].tolist()
     image = image.crop((left, top, left + width, top + height))  # black outside the image
-    if image.size != (size, size):
-        (height, width), (top, left) = geometry.resize[place].tolist(), geometry.window[place].tolist()
+    (height, width), (top, left) = geometry.resize[place].tolist(), geometry.window[place].tolist()
+    if (image.height, image.width) != (height, width) or (height, width) != (size, size):
         image = resized_window(image, height, width, top, left, size)
     return image
 

@@ -46,7 +46,7 @@ class Tape:
         self.kept[leaf] = RULES[type(leaf)][0](inputs[0], output)
 
     def replay(self, images: Tensor, direction: dict[str, Tensor]) -> Sequence[Tensor]:
-        """Tangents of the logits, K tensors [n, C], along `direction` (a tensor per parameter name). Call without grad."""
+        """Tangents of the logits, K tensors [n, C], along `direction` (by parameter name). Call without grad."""
         zero = images.new_zeros(()).expand(images.shape)  # the images do not move; no memory behind it
         leaves = {leaf: name for name, leaf in self.module.named_modules() if leaf in self.kept}
         try:
