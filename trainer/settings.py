@@ -12,20 +12,22 @@ T = TypeVar("T")
 
 
 def apply_settings(config: T, settings: list[str]) -> T:
-    """A copy of `config` with every `group.field=value` applied, types and ranges checked.
+    """A copy of `config` with every `group.field=value` applied together, types and ranges checked.
 
-    Raises ValueError for an unknown name (with the nearest known one), a value of the wrong type, or a value that the
+    Raises ValueError for an unknown name (with the nearest known one), a value of the wrong type, or values that the
     dataclass refuses.
     """
+    known = setting_names(config)
+    texts: dict[str, str] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
+        name = name.strip()
         if not equals:
             raise ValueError(f"--set {setting}: expected group.field=value, for example --set meta.interval=10")
-        name = name.strip()
-        if name not in (known := setting_names(config)):
+        if name not in known:
             raise ValueError(f"unknown setting {name!r}{nearest(name, list(known))} (earlybird show RECIPE lists them)")
-        config = _replaced(config, name, name.split("."), text.strip())
-    return config
+        texts[name] = text.strip()
+    return _replaced(config, "", texts)
 
 
 def setting_names(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -60,12 +62,17 @@ def _listed(value: Any) -> Any:
     return tuple(_listed(v) for v in value) if isinstance(value, list) else value
 
 
-def _replaced(config: Any, name: str, path: list[str], text: str) -> Any:
-    if len(path) > 1:
-        value = _replaced(getattr(config, path[0]), name, path[1:], text)
-    else:
-        value = parse(name, typing.get_type_hints(type(config))[path[0]], text)
-    return dataclasses.replace(config, **{path[0]: value})
+def _replaced(config: Any, prefix: str, texts: dict[str, str]) -> Any:
+    """One dataclass built once with all that changes in it, so that values which only fit together are accepted."""
+    hints = typing.get_type_hints(type(config))
+    changes = {}
+    for field in dataclasses.fields(config):
+        name, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _replaced(value, f"{name}.", texts)
+        elif name in texts:
+            changes[field.name] = parse(name, hints[field.name], texts[name])
+    return dataclasses.replace(config, **changes)
 
 
 def nearest(name: str, known: list[str]) -> str:

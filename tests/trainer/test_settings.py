@@ -42,6 +42,13 @@ def test_values_take_their_field_type() -> None:
     assert config.optim == recipe("cifar10-msdnet-5exits").optim
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_that_fit_together_are_taken_in_any_order(order: int) -> None:
+    settings = ["data.image_size=300", "data.resize_size=320", "optim.update_batch=9", "optim.accumulation=3"]
+    config = resolve("imagenet-msdnet-step4", settings[::order])
+    assert (config.data.image_size, config.data.resize_size, config.optim.accumulation) == (300, 320, 3)
+
+
 @given(interval=st.integers(1, 10**6), ratio=st.floats(1e-3, 1e3), seed=st.integers(0, 2**62))
 def test_numbers_are_read_as_written(interval: int, ratio: float, seed: int) -> None:
     config = resolve("demo", [f"meta.interval={interval}", f"meta.ratio={ratio!r}", f"seed={seed}"])
