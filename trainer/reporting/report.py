@@ -13,12 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from trainer.config import Config, read_config
+from trainer.recipes.catalogue import recipe, recipe_names
 from trainer.reporting.plots import Series, accuracy_figure, mul_add_unit, svg, training_figure, write_png
-from trainer.reporting.published import BASELINE, published_accuracy
+from trainer.reporting.published import BASELINE, WEIGHT_NET_ABLATION, published_accuracy
 from trainer.settings import setting_names
 from trainer.telemetry.jsonl import read_log, read_rows
 
 Row = Mapping[str, Any]
+
+# Settings that change no figure of a report.
+_FREE = ("telemetry.", "checkpoint.", "run.log_every", "run.evaluat", "data.path", "data.num_threads", "data.prefetch")
 
 
 def write_report(run: Path, evaluation: Row | None = None) -> Path:
@@ -34,7 +38,7 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
     config = read_config(run / "config.json")
     rows = read_log(run / "log.jsonl")
     evaluation = evaluation or _newest_evaluation(rows)
-    figures = {}
+    figures = {"accuracy": "", "training": ""}
     if evaluation and evaluation.get("mul_adds"):
         figure = curves(config, evaluation)
         write_png(figure, run / "curves.png")
@@ -50,6 +54,7 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
         evaluation=evaluation,
         table=exit_table(config, evaluation) if evaluation else [],
         published=_sources(config),
+        changed=changed_settings(config),
         budgeted=_budgeted_rows(evaluation) if evaluation else [],
         figures=figures,
         facts=_facts(rows, read_rows(run / "log.jsonl"), evaluation),
@@ -94,6 +99,19 @@ def exit_table(config: Config, evaluation: Row) -> list[dict[str, Any]]:
     return table
 
 
+def changed_settings(config: Config) -> list[tuple[str, Any, Any]]:
+    """(name, value here, value of the recipe) of every setting in which a run differs from its recipe."""
+    if config.recipe not in recipe_names():
+        return []
+    theirs = setting_names(recipe(config.recipe))
+    ours = setting_names(config)
+    return [
+        (name, value, theirs.get(name))
+        for name, value in ours.items()
+        if value != theirs.get(name) and not name.startswith(_FREE)
+    ]
+
+
 def _exits(evaluation: Row) -> int:
     return len(evaluation["anytime"])
 
@@ -104,6 +122,8 @@ def _sources(config: Config) -> list[dict[str, Any]]:
     name = config.recipe
     found = []
     same = published_accuracy(name, smoothed)
+    if name == "cifar100-msdnet-5exits" and not smoothed:
+        same = WEIGHT_NET_ABLATION.get((config.weight_net.depth, config.weight_net.width))
     if same is not None:
         how = "label smoothing, " if smoothed else ""
         found.append(
