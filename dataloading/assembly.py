@@ -63,7 +63,8 @@ class Assembly:
         flip = self.plan.geometry.flip[part]
         for i in np.flatnonzero(flip).tolist():
             pixels[i] = pixels[i].flip(1)
-        self._normalize(pixels, out=self.images[part])
+        config = self.target.config
+        normalize(pixels, config.mean, config.std, self.target.dtype, out=self.images[part], backend="reference")
 
     def send(self) -> None:
         """All pixels are here: start their way to the device."""
@@ -80,7 +81,8 @@ class Assembly:
             current.wait_event(self._sent)
             self.pixels.record_stream(current)
             flip = torch.from_numpy(plan.geometry.flip).to(target.device, non_blocking=True)
-            self.images = self._normalize(self.pixels, flip=flip)
+            config = target.config
+            self.images = normalize(self.pixels, config.mean, config.std, target.dtype, flip=flip)
         labels = torch.from_numpy(target.index.labels[plan.ids].astype(np.int64))
         mask = None if plan.mask is None else torch.from_numpy(plan.mask).to(target.device, non_blocking=True)
         return Batch(
@@ -91,7 +93,3 @@ class Assembly:
             num_replaced=len(plan.replaced),
             replaced=tuple(plan.replaced[place] for place in sorted(plan.replaced)),
         )
-
-    def _normalize(self, pixels: Tensor, out: Tensor | None = None, flip: Tensor | None = None) -> Tensor:
-        config = self.target.config
-        return normalize(pixels, config.mean, config.std, self.target.dtype, out=out, flip=flip)

