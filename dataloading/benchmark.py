@@ -1,0 +1,159 @@
+"""How fast the loader is, beside what else one could run, on the same images, in one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from dataloading.config import DataConfig
+from dataloading.index import PIXELS, Index
+from dataloading.loader import num_threads, train_loader
+from dataloading.storage import Storage
+from dataloading.stream import Stream
+
+_WARM_UP_BATCHES = 4
+_FOR_EVER = 1 << 40  # iterations
+
+Contender = Callable[[], Iterator[int]]  # starts a loader; yields the number of images of every batch
+
+
+def benchmark_loader(
+    config: DataConfig,
+    index: Index,
+    *,
+    name: str = "",
+    rounds: int = 5,
+    seconds: float = 2.0,
+    update_batch: int = 32,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """Images per second of the training loader (`earlybird`), of DALI's own file reader (`dali_reader`), of torch's
+    DataLoader with Pillow (`torchvision`) and of the decoder alone (`decode_limit`).
+
+    Each round runs every one for `seconds` after a warm-up, one after the other, so that what else the machine does
+    meets all. A row has the median over rounds, the 20th and 80th percentile, and the median ratio of the same round.
+    Sets of plain pixels have no decoder to compare with.
+    """
+    device = device or torch.device("cpu")
+    threads = num_threads(config)
+    rates: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="earlybird-benchmark-") as folder:
+        contenders = _contenders(config, index, update_batch, device, Path(folder))
+        for _ in range(rounds):
+            for loader, start in contenders.items():
+                rates.setdefault(loader, []).append(_images_per_second(start, seconds))
+    ours = np.array(rates["earlybird"])
+    return {
+        "rows": [
+            {
+                "loader": loader,
+                "images_per_second": float(np.median(values)),
+                "p20": float(np.percentile(values, 20)),
+                "p80": float(np.percentile(values, 80)),
+                "images_per_second_per_core": float(np.median(values)) / threads,
+                "ratio_to_earlybird": float(np.median(np.array(values) / ours)),
+            }
+            for loader, values in rates.items()
+        ],
+        "data": {
+            "name": name or config.path,
+            "images": len(index),
+            "mean_pixels": float(np.mean(index.heights.astype(np.float64) * index.widths)),
+            "mean_bytes": float(np.mean(index.sizes)),
+            "image_size": config.image_size,
+            "loaded_batch": 2 * update_batch,
+        },
+        "rounds": rounds,
+        "seconds": seconds,
+        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": threads, "device": _device(device)},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "nvidia-dali-cuda120", "pillow", "numpy")},
+        },
+    }
+
+
+def memory_growth(config: DataConfig, index: Index, *, num_batches: int = 10_000, update_batch: int = 32) -> list[int]:
+    """Resident bytes of this process at eleven points of `num_batches` training batches, the first after a tenth of
+    them: level, where nothing is kept. (On a memory map the set's own pages count too, once each.)"""
+    process, sizes = psutil.Process(), []
+    loader = train_loader(config, index, seed=0, update_batch=update_batch, device=torch.device("cpu"))
+    with closing(loader):
+        for done, _ in enumerate(loader.batches(0, num_batches + 1)):
+            if done and done % max(1, num_batches // 10) == 0:
+                gc.collect()
+                sizes.append(process.memory_info().rss)
+    return sizes
+
+
+def _contenders(
+    config: DataConfig, index: Index, update_batch: int, device: torch.device, folder: Path
+) -> dict[str, Contender]:
+    def loader(kind: Any) -> Contender:
+        def start() -> Iterator[int]:
+            settings = dataclasses.replace(config, loader=kind)
+            loader = train_loader(settings, index, seed=0, update_batch=update_batch, device=device)
+            with closing(loader):
+                for batch in loader.batches(0, _FOR_EVER):
+                    if device.type == "cuda":
+                        torch.cuda.current_stream(device).synchronize()
+                    yield len(batch)
+
+        return start
+
+    contenders = {"earlybird": loader("dali")}
+    if not (index.flags & PIXELS).any():
+        from dataloading.dali_baseline import decoded_regions, file_reader_batches
+
+        _unpack(index, folder)
+        threads = num_threads(config)
+        contenders["dali_reader"] = lambda: file_reader_batches(config, str(folder), 2 * update_batch, threads)
+        contenders["decode_limit"] = lambda: decoded_regions(Stream(index, config, 0, update_batch), threads)
+    contenders["torchvision"] = loader("torchvision")
+    return contenders
+
+
+def _images_per_second(start: Contender, seconds: float) -> float:
+    """Over whole batches, with as many made ahead at the end as at the beginning."""
+    batches = start()
+    for _ in range(_WARM_UP_BATCHES):
+        next(batches)
+    images, begun = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begun) < seconds:
+        images += next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    return images / elapsed
+
+
+def _unpack(index: Index, folder: Path) -> None:
+    """The index as a folder of files, one folder a class: what DALI's file reader reads."""
+    storage = Storage(index)
+    for row in range(len(index)):
+        home = folder / f"{index.labels[row]:05d}"
+        home.mkdir(exist_ok=True)
+        (home / f"{row}.jpg").write_bytes(storage.read_one(row).tobytes())
+    storage.close()
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
