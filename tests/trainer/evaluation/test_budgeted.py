@@ -55,7 +55,8 @@ def test_thresholds_follow_the_words(data: st.DataObject) -> None:
     K, N = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 24))
     levels = st.integers(0, 8).map(lambda level: level / 8)  # few levels: many ties
     confidences = data.draw(st.lists(st.lists(levels, min_size=K, max_size=K), min_size=N, max_size=N))
-    shares = exit_shares(data.draw(st.sampled_from(RATIOS)), K)
+    quotas = st.lists(st.integers(0, N), min_size=K, max_size=K).map(lambda counts: torch.tensor(counts) / N)
+    shares = data.draw(st.sampled_from(RATIOS).map(lambda ratio: exit_shares(ratio, K)) | quotas)
     assert find_thresholds(torch.tensor(confidences), shares).tolist() == _by_the_words(confidences, shares)
 
 

@@ -52,6 +52,12 @@ def test_nothing_said_is_no_ratio() -> None:
     assert Goodput([{"event": "bad_image", "time": 1.0}]).ratio is None
 
 
+def test_an_evaluation_before_the_first_iteration_is_not_startup() -> None:
+    evaluation = {"event": "eval", "time": 19, "iteration": 0, "seconds": 6.0}
+    account = Goodput([_start(5, 0, began=0), evaluation, _train(40, 10, 20.0)])
+    assert (account.badput["startup"], account.badput["evaluation"], account.productive_seconds) == (14, 6, 20)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1), st.booleans()), min_size=1, max_size=20))
 def test_the_account_never_loses_or_invents_time(windows: list[tuple[float, float, bool]]) -> None:
