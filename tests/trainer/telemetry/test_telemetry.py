@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from trainer.telemetry.jsonl import read_log, read_rows
@@ -195,3 +196,22 @@ def test_a_resumed_run_leaves_out_what_is_done_again(tmp_path: Path) -> None:
     assert len([row for row in read_rows(tmp_path / "log.jsonl") if row["event"] == "train"]) == 4
     end = next(row for row in rows if row["event"] == "end")
     assert end["badput_seconds"]["lost"] == pytest.approx(3.5), "iterations 21 to 30 were trained twice"
+
+
+def test_the_openmetrics_form_parses_too(tmp_path: Path) -> None:
+    port = _free_port()
+    telemetry = _telemetry(tmp_path, port)
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
+    )
+    try:
+        telemetry.start(0)
+        telemetry.train(train_row(10))
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            text = answer.read().decode()
+    finally:
+        telemetry.close()
+    assert text.endswith("# EOF\n")
+    assert {f"earlybird_{name}" for name in ("images", "step_seconds", "build_info")} <= {
+        family.name for family in openmetrics.text_string_to_metric_families(text)
+    }
