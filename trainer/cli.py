@@ -113,8 +113,14 @@ def evaluate(
 ) -> None:
     """Score a run: every exit (anytime), and 39 budgets with thresholds from the held-out split (budgeted batch)."""
     from trainer.evaluation.command import evaluate_run
+    from trainer.reporting.report import write_report
+    from trainer.run.folder import RunFolder
 
     result = evaluate_run(run, split, data, device)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    RunFolder(run).write_evaluation(result)
+    page = write_report(run, result)
     if as_json:
         print(json.dumps({key: result[key] for key in ("split", "anytime", "budgeted")}))
         return
@@ -129,7 +135,16 @@ def evaluate(
     for row in result["budgeted"][::4]:
         table.add_row(f"{row['ratio']:.2f}", f"{row['top1']:.2f}", f"{row['mul_adds'] / 1e6:.2f}")
     console.print(table)
-    console.print(f"Curves: {result['plot']}\nReport: {result['report']}", highlight=False)
+    print(f"Curves: {run / 'curves.png'}\nReport: {page}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Write a run's report page anew, from its log and its last evaluation."""
+    from trainer.reporting.report import write_report
+    from trainer.run.folder import RunFolder
+
+    print(f"Report: {write_report(run, RunFolder(run).read_evaluation())}")
 
 
 @app.command()

@@ -13,28 +13,19 @@ from trainer.run.schedule import RunConfig
 
 
 def demo() -> Config:
-    """A 4-exit MSDNet on crops of 14 photographs; a few minutes on 2 CPU cores.
+    """A 4-exit MSDNet on 48-pixel crops of 14 photographs; 2 to 4 minutes on 2 CPU cores.
 
     earlybird train demo
-    Validation crops come from regions that no training crop touches; chance is 7 %.
+    Validation crops come from regions that no training crop touches; chance is 7 %. Expect 72 to 80 %.
     """
     return Config(
         recipe="",
-        model=ModelConfig(
-            net="msdnet",
-            stem="cifar",
-            num_exits=4,
-            base=2,
-            step=1,
-            step_mode="even",
-            first_channels=8,
-            growth=6,
-        ),
+        model=ModelConfig(num_exits=4, base=2, step=1, step_mode="even", first_channels=8, growth=4),
         data=DataConfig(
             source="demo",
             augmentation="imagenet",
-            image_size=32,
-            resize_size=36,
+            image_size=48,
+            resize_size=54,
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
             heldout=0.1,
@@ -42,6 +33,6 @@ def demo() -> Config:
         optim=OptimConfig(update_batch=64, base_lr=0.1, base_batch=64),
         sample_weights=SampleWeightsConfig(epsilon=0.8, centre="col"),
         weight_net=WeightNetConfig(depth=1, width=100),
-        meta=MetaConfig(interval=1, ratio=0.75),
-        run=RunConfig(epochs=8),
+        meta=MetaConfig(interval=4, ratio=0.75, lr=1e-3),
+        run=RunConfig(epochs=8, evaluate_every=2, log_every=10),
     )

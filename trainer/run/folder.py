@@ -34,6 +34,7 @@ class RunFolder:
         self.config_file = path / "config.json"
         self.log_file = path / "log.jsonl"
         self.summary_file = path / "summary.json"
+        self.evaluation_file = path / "evaluation.json"
 
     def check(self, config: Config) -> None:
         """ValueError naming what differs where the folder holds another run than `config`."""
@@ -68,9 +69,16 @@ class RunFolder:
         return read_config(self.config_file)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        temporary = self.summary_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(summary, indent=1) + "\n")
-        temporary.replace(self.summary_file)
+        """How the run stands, for programs."""
+        _write(self.summary_file, summary)
+
+    def write_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """The newest anytime and budgeted figures, which a report is drawn from."""
+        _write(self.evaluation_file, evaluation)
+
+    def read_evaluation(self) -> dict[str, Any] | None:
+        """What `write_evaluation` kept, if anything."""
+        return json.loads(self.evaluation_file.read_text()) if self.evaluation_file.is_file() else None
 
     def evaluation_at(self, iteration: int) -> list[AnytimeRow] | None:
         """The logged evaluation after `iteration` iterations, if there was one."""
@@ -79,3 +87,9 @@ class RunFolder:
             if row["event"] == "eval" and row["iteration"] == iteration:
                 found = row["exits"]
         return found
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    temporary.replace(path)
