@@ -57,7 +57,8 @@ def accuracy_figure(
         left.annotate(
             str(row["exit"]), (cost, row["top1"]), (0, 9), textcoords="offset points", ha="center", color=OURS, size=9
         )
-    left.legend(frameon=False, loc="lower right")
+    left.margins(y=0.1)  # room for the numbers of the exits
+    left.legend(frameon=False, loc="best")
 
     if budgeted:
         right = axes[1]
@@ -68,7 +69,7 @@ def accuracy_figure(
         right.plot(
             costs, [row["top1"] for row in anytime], "o", ms=6, mfc="white", color=OURS, label="anytime, this run"
         )
-        right.legend(frameon=False, loc="lower right")
+        right.legend(frameon=False, loc="best")
         right.sharey(left)
         left.autoscale_view()
     if title:
