@@ -158,15 +158,17 @@ def cost(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False)
         print(json.dumps(table))
         return
     console = Console()
-    shown = Table("exit", "params M", "published", "Mul-Adds G", "published", "conv + linear G (fvcore)")
+    unit, per = ("G", 1e9) if table["exits"][-1]["mul_adds"] > 2e8 else ("M", 1e6)
+    shown = Table("exit", "params M", "published", f"Mul-Adds {unit}", "published", f"fvcore's {unit}")
     for row in table["exits"]:
+        published = row["published_mul_adds_g"]
         shown.add_row(
             str(row["exit"]),
             f"{row['params'] / 1e6:.4f}",
             _or_dash(row["published_params_m"]),
-            f"{row['mul_adds'] / 1e9:.4f}",
-            _or_dash(row["published_mul_adds_g"]),
-            f"{row['fvcore_mul_adds'] / 1e9:.4f}",
+            f"{row['mul_adds'] / per:.4f}",
+            _or_dash(None if published is None else round(published * 1e9 / per, 6)),
+            f"{row['fvcore_mul_adds'] / per:.4f}",
         )
     console.print(shown)
     console.print(table["note"], highlight=False)

@@ -17,7 +17,7 @@ from trainer.learning.precision import resolve_precision
 from trainer.learning.state import Progress, TrainState
 from trainer.run import snapshot
 from trainer.run.build import build_state, warmup_iterations
-from trainer.run.checkpoint import load_latest, save_checkpoint
+from trainer.run.checkpoint import CheckpointError, load_latest, save_checkpoint
 from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder
 from trainer.run.interval import Due
@@ -106,6 +106,7 @@ class Training:
         progress = Progress(0, total, warmup_iterations(config, total))
         self.state = build_state(config, len(images.classes), progress, ranks)
         self.due = Due(config.checkpoint.interval)
+        self.last = total
         self.saved_at = self.evaluated_at = -1
         self.scores: list[AnytimeRow] = []
         self.trained_images, self.trained_seconds = 0, 0.0
@@ -115,14 +116,14 @@ class Training:
         progress = self.state.progress
         began = time.perf_counter()
         passed_over = self.resume()
-        last = min(progress.total, max_steps or progress.total)
-        self.telemetry.start(progress.iteration, last=last, total=progress.total, data=self.images.name)
+        self.last = min(progress.total, max_steps or progress.total)
+        self.telemetry.start(progress.iteration, last=self.last, total=progress.total, data=self.images.name)
         for name, reason in passed_over:
             self.telemetry.event("checkpoint passed over", folder=name, reason=reason)
         finished = True
-        if progress.iteration < last:
+        if progress.iteration < self.last:
             hooks = Hooks(self.log, self.replaced, self.between)
-            finished = train(self.state, self.loader, hooks, self.requests, last)
+            finished = train(self.state, self.loader, hooks, self.requests, self.last)
         if finished:
             if self.saved_at != progress.iteration:
                 self.save()
@@ -184,7 +185,9 @@ class Training:
     def replaced(self, images: tuple[tuple[int, str], ...]) -> None:
         """Images of the last batch that could not be read: others took their places."""
         for row, reason in images:
-            self.telemetry.bad_image(reason, row=row, name=self.images.train.name(row))
+            self.telemetry.bad_image(
+                reason, iteration=self.state.progress.iteration, row=row, name=self.images.train.name(row)
+            )
 
     def between(self, ended_epoch: int | None, stop: bool, save: bool) -> None:
         """After every iteration, on every rank: save and evaluate where that is due."""
@@ -203,6 +206,7 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint: the state is the same on every rank, the first one writes."""
         progress = self.state.progress
+        self.due.restart()
         if self.ranks.is_first:
             began = time.perf_counter()
             tensors, values = snapshot.take(self.state)
@@ -212,10 +216,16 @@ class Training:
                 "data_fingerprint": self.images.fingerprint,
                 "classes": list(self.images.classes),
             }
-            folder = save_checkpoint(self.folder.path, progress.iteration, tensors, meta, self.config.checkpoint.keep)
+            keep = self.config.checkpoint.keep
+            try:
+                folder = save_checkpoint(self.folder.path, progress.iteration, tensors, meta, keep)
+            except CheckpointError as error:
+                if progress.iteration == self.last:
+                    raise  # nothing would be left of the run's end
+                self.telemetry.event("checkpoint failed", iteration=progress.iteration, reason=str(error))
+                return  # the disk may be freed before the next one is due
             self.telemetry.checkpoint(progress.iteration, seconds=time.perf_counter() - began, folder=folder)
         self.saved_at = progress.iteration
-        self.due.restart()
 
     def evaluate(self) -> None:
         """Score every exit on the validation images, each exactly once over all ranks."""
