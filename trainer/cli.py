@@ -12,6 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from trainer.cli_benchmark import benchmark_app
+from trainer.cli_data import data_app, prepare
+from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
+
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
 
 app = typer.Typer(
@@ -21,13 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name that `earlybird recipes` lists.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="GROUP.FIELD=VALUE", help="Override a setting; may be repeated.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
+app.command()(prepare)
+app.add_typer(data_app, name="data")
+app.add_typer(benchmark_app, name="benchmark")
 
 
 @app.callback()
@@ -70,7 +70,7 @@ def show(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False)
 @app.command()
 def train(
     recipe: RecipeName,
-    data: Annotated[str, typer.Option(metavar="PATH", help="Image folder, archive or prepared set.")] = "",
+    data: Data = "",
     run: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run folder; default runs/RECIPE.")] = None,
     settings: Settings = None,
     max_steps: Annotated[int, typer.Option(help="Stop after so many iterations of the run; 0 runs it whole.")] = 0,
@@ -82,8 +82,7 @@ def train(
     from trainer.config import resolve
     from trainer.run.training import Options, run_training
 
-    overrides = list(settings or [])
-    overrides += [f"data.path={data}"] if data else []
+    overrides = with_data(data, settings)
     overrides += [f"seed={seed}"] if seed is not None else []
     config = resolve(recipe, overrides)
     options = Options(run or Path("runs") / recipe, max_steps, device)

@@ -28,11 +28,13 @@ from dataloading.index import PIXELS, Index
 from dataloading.quarantine import Quarantined
 from dataloading.scan import ProgressCallback
 
-_KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Splits]], ...] = (
-    (is_prepared, read_prepared),
-    (is_imagenet, read_imagenet),
-    (is_cifar, read_cifar),
-    (is_webdataset, read_webdataset),
+_KINDS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], Splits]], ...] = (
+    ("prepared", is_prepared, read_prepared),
+    ("imagenet", is_imagenet, read_imagenet),
+    ("cifar", is_cifar, read_cifar),
+    ("webdataset", is_webdataset, read_webdataset),
+    ("folder", Path.is_dir, read_image_folder),
+    ("archive", Path.exists, read_archive),
 )
 _FORMAT = 1  # raise when what is cached changes its meaning
 
@@ -100,10 +102,16 @@ def open_splits(path: Path, *, num_threads: int = 0, progress: ProgressCallback 
 
 def read_source(path: Path) -> Splits:
     """Lists what is at `path`, whatever kind it is, without reading images."""
-    for is_kind, read in _KINDS:
-        if is_kind(path):
-            return read(path)
-    return read_image_folder(path) if path.is_dir() else read_archive(path)
+    return _kind(path)[1](path)
+
+
+def source_kind(path: Path) -> str:
+    """How `path` is read: prepared | imagenet | cifar | webdataset | folder | archive. It must exist."""
+    return _kind(path)[0]
+
+
+def _kind(path: Path) -> tuple[str, Callable[[Path], Splits]]:
+    return next((name, read) for name, is_kind, read in _KINDS if is_kind(path))
 
 
 def _cached(home: Path) -> Splits | None:

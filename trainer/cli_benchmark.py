@@ -1,0 +1,154 @@
+"""Commands that measure: each prints one table, or one JSON object with hardware and versions."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trainer.cli_options import AsJson, Data, Device, Settings, with_data
+
+if TYPE_CHECKING:
+    from dataloading.index import Index
+
+benchmark_app = typer.Typer(help="Measure parts of the training on this machine.", no_args_is_help=True)
+
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds; in each, every side runs once.")]
+
+
+@benchmark_app.command()
+def loader(
+    recipe: Annotated[str, typer.Argument(metavar="[RECIPE]", help="Whose data settings.")] = "demo",
+    data: Data = "",
+    settings: Settings = None,
+    rounds: Rounds = 5,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of every side in every round.")] = 2.0,
+    images: Annotated[
+        int, typer.Option(min=1, help="Training images to take, spread evenly; a rival needs copies.")
+    ] = 4096,
+    update_batch: Annotated[int, typer.Option(min=1, help="Images of an update; a batch is twice that.")] = 32,
+    profile: Annotated[bool, typer.Option("--profile", help="Also where the loader's processor time goes.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Images per second of the loader, of DALI's own file reader, of torchvision's way and of the decoder alone."""
+    import numpy as np
+
+    from dataloading.benchmark import benchmark_loader
+    from dataloading.datasets.open import open_dataset
+    from dataloading.loader_profile import profile_loader
+    from dataloading.stream import check_batch
+    from trainer.config import resolve
+    from trainer.run.distributed import choose_device
+    from trainer.telemetry.progress_bar import ProgressBar
+
+    config = resolve(recipe, with_data(data, settings))
+    chosen = choose_device(device, 0)
+    if config.data.source == "synthetic":
+        raise ValueError("data.source is synthetic: there is nothing to load; give --data PATH or the recipe demo")
+    with closing(ProgressBar()) as progress:
+        opened = open_dataset(config.data, config.seed, progress=progress)
+    index = opened.train
+    if len(index) > images:
+        index = index.subset(np.linspace(0, len(index) - 1, images).astype(np.int64))
+    check_batch(len(index), update_batch, 1, 1)
+    try:
+        result = benchmark_loader(
+            config.data,
+            index,
+            name=opened.name,
+            rounds=rounds,
+            seconds=seconds,
+            update_batch=update_batch,
+            device=chosen,
+        )
+        if profile:
+            result["profile"] = profile_loader(
+                config.data, index, seconds=seconds, update_batch=update_batch, device=chosen
+            )
+    except RuntimeError as error:
+        _blame_an_image(index, error)
+        raise
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _show_loader(result)
+
+
+def _blame_an_image(index: Index, error: RuntimeError) -> None:
+    """ValueError where one of the images cannot be decoded: the loader replaces it, the rivals stop at it."""
+    from dataloading.header import BadImageError
+    from dataloading.scan import Source, decode_rgb
+
+    with Source(index) as source:
+        for row in range(len(index)):
+            try:
+                decode_rgb(source.read(row))
+            except BadImageError as bad:
+                raise ValueError(
+                    f"{index.name(row)} cannot be read ({bad.reason}), and what the loader is compared with stops at "
+                    "such images; run earlybird prepare and measure the prepared set"
+                ) from error
+
+
+def _show_loader(result: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    data, hardware = result["data"], result["hardware"]
+    console.print(
+        f"{data['name']}: {data['images']:,} images of {data['mean_pixels'] / 1e3:,.0f} kilopixels on average, to "
+        f"{data['image_size']} pixels, {data['loaded_batch']} a batch; {result['rounds']} rounds of "
+        f"{result['seconds']:g} s; {hardware['cpu']}, {hardware['threads']} threads, {hardware['device']}",
+        markup=False,
+    )
+    table = Table("loader", "images/s", "p20 to p80", "a core", "to earlybird")
+    for row in result["rows"]:
+        table.add_row(
+            row["loader"],
+            f"{row['images_per_second']:,.0f}",
+            f"{row['p20']:,.0f} to {row['p80']:,.0f}",
+            f"{row['images_per_second_per_core']:,.0f}",
+            f"{row['ratio_to_earlybird']:.2f}",
+        )
+    console.print(table)
+    if "profile" in result:
+        table = Table("stage", "CPU us an image", "up to here", "images/s up to here", "cores busy")
+        for row in result["profile"]["stages"]:
+            table.add_row(
+                row["stage"],
+                f"{row['cpu_microseconds_per_image']:,.1f}",
+                f"{row['cpu_microseconds_per_image_so_far']:,.1f}",
+                f"{row['images_per_second_so_far']:,.0f}",
+                f"{row['cores_busy']:.2f}",
+            )
+        console.print(table)
+
+
+@benchmark_app.command()
+def kernels(device: Device = "auto", rounds: Rounds = 20, as_json: AsJson = False) -> None:
+    """Time of each operation: as separate torch operations, by its reference and, on a GPU, by its kernel."""
+    from kernels.bench import benchmark_kernels
+    from trainer.run.distributed import choose_device
+
+    rows = benchmark_kernels(choose_device(device, 0), rounds)
+    if as_json:
+        print(json.dumps({"rows": [asdict(row) | {"gigabytes_per_second": row.gigabytes_per_second} for row in rows]}))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{rows[0].device}, torch {rows[0].torch}; {rounds} rounds", markup=False)
+    table = Table("operation", "side", "median ms", "min to max", "GB/s", "case")
+    for row in rows:
+        low, middle, high = (1e3 * s for s in (row.min_seconds, row.median_seconds, row.max_seconds))
+        table.add_row(
+            row.operation,
+            row.side,
+            f"{middle:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{row.gigabytes_per_second:.2f}",
+            row.case,
+        )
+    console.print(table)
