@@ -13,14 +13,29 @@ def main() -> None:
     try:
         app(prog_name="earlybird")
     except Exception as error:
-        from trainer.run.manifest import CheckpointError  # only now: torch takes seconds to import
-
-        if os.environ.get("EARLYBIRD_TRACEBACK") or not isinstance(
-            error, ValueError | FloatingPointError | CheckpointError
-        ):
+        text = None if os.environ.get("EARLYBIRD_TRACEBACK") else _for_the_user(error)
+        if text is None:
             raise
-        print(f"earlybird: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"earlybird: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(3 if isinstance(error, FloatingPointError) else 2)
+
+
+def _for_the_user(error: Exception) -> str | None:
+    """What to tell of an error that is not the program's own; None where a traceback says more."""
+    import torch  # only now: it takes seconds
+
+    from trainer.run.manifest import CheckpointError
+
+    if isinstance(error, ValueError | FloatingPointError | CheckpointError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error} (EARLYBIRD_TRACEBACK=1 shows where)"
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "the GPU has too little memory for this batch; double optim.accumulation (the same update in smaller "
+            "parts), or halve run.evaluation_batch if it was evaluating (EARLYBIRD_TRACEBACK=1 shows where)"
+        )
+    return None
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from trainer.config import Config, read_config, write_config
 from trainer.evaluation.anytime import AnytimeRow
+from trainer.run.checkpoint import step_folders
 from trainer.settings import setting_names
 from trainer.telemetry.jsonl import read_rows
 
@@ -37,10 +39,13 @@ class RunFolder:
         self.evaluation_file = path / "evaluation.json"
 
     def check(self, config: Config) -> None:
-        """ValueError naming what differs where the folder holds another run than `config`."""
-        if self.path.exists() and not self.path.is_dir():
+        """ValueError naming what differs where the folder holds another run than `config`.
+
+        A start that never came to a checkpoint holds nothing: its settings may be mended and tried again.
+        """
+        if os.path.exists(self.path) and not os.path.isdir(self.path):
             raise ValueError(f"--run {self.path} is a file; give a folder")
-        if not self.config_file.exists():
+        if not os.path.isfile(self.config_file) or not step_folders(self.path / "checkpoints"):
             return
         theirs, ours = setting_names(read_config(self.config_file)), setting_names(config)
         differing = [

@@ -28,6 +28,14 @@ def take(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, values
 
 
+def is_finite(state: TrainState) -> bool:
+    """Whether every weight and running statistic is a finite number. Waits for the device, once."""
+    held = [*state.network.module.state_dict().values()]
+    held += state.weight_net.state_dict().values() if state.weight_net is not None else []
+    largest = torch._foreach_norm([value for value in held if value.is_floating_point()], float("inf"))
+    return bool(torch.stack(largest).isfinite().all())
+
+
 def restore(state: TrainState, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Set `state` to what `take` gave; ValueError naming the first tensor that does not fit."""
     _load_module("model", state.network.module, tensors)

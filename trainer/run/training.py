@@ -120,6 +120,10 @@ class Training:
         self.telemetry.start(progress.iteration, last=self.last, total=progress.total, data=self.images.name)
         for name, reason in passed_over:
             self.telemetry.event("checkpoint passed over", folder=name, reason=reason)
+        left_out = self.images.quarantined
+        if left_out:
+            first = f"{left_out[0].name} ({left_out[0].reason})"
+            self.telemetry.event("unreadable images left out", number=len(left_out), first=first)
         finished = True
         if progress.iteration < self.last:
             hooks = Hooks(self.log, self.replaced, self.between)
@@ -176,11 +180,16 @@ class Training:
         row = reading.row() | {"iteration": progress.iteration, "epoch": epoch, "learning_rate": state.lr}
         self.telemetry.train(row)
         if not reading.finite:
-            raise FloatingPointError(
-                f"a training loss is not finite after iteration {progress.iteration} (losses by exit: {reading.loss}); "
-                f"the newest checkpoint in {self.folder.path} is good: go on from it with a lower optim.base_lr in "
-                f"another --run folder, or in float32 (precision.dtype)"
-            )
+            raise self.diverged(f"a training loss is not finite (by exit: {reading.loss})")
+
+    def diverged(self, what: str) -> FloatingPointError:
+        """The error that ends a run whose numbers are no longer finite; `what` was seen first."""
+        kept = f"the checkpoint of iteration {self.saved_at} is good" if self.saved_at >= 0 else "nothing was saved yet"
+        return FloatingPointError(
+            f"training diverged: {what} after iteration {self.state.progress.iteration}; {kept}. Train in another "
+            f"--run folder with a lower optim.base_lr (it is {self.config.optim.base_lr}) or, if it was in half "
+            f"precision, with precision.dtype=float32"
+        )
 
     def replaced(self, images: tuple[tuple[int, str], ...]) -> None:
         """Images of the last batch that could not be read: others took their places."""
@@ -204,8 +213,13 @@ class Training:
             self.evaluate()
 
     def save(self) -> None:
-        """Write a checkpoint: the state is the same on every rank, the first one writes."""
+        """Write a checkpoint: the state is the same on every rank, the first one writes.
+
+        FloatingPointError where it is no longer finite: it must not push a good checkpoint out.
+        """
         progress = self.state.progress
+        if not snapshot.is_finite(self.state):
+            raise self.diverged("a weight of the net is not finite")
         self.due.restart()
         if self.ranks.is_first:
             began = time.perf_counter()
