@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dataloading.batch import Batch
-from dataloading.buffers import Buffers
+from dataloading.buffers import Buffers, Scratch
 from dataloading.config import DataConfig
 from dataloading.index import Index
 from dataloading.stream import Plan
@@ -27,13 +27,14 @@ class Target:
     config: DataConfig
     device: torch.device
     dtype: torch.dtype
-    buffers: Buffers = field(default_factory=Buffers)
-    stream: torch.cuda.Stream | None = None
+    stream: torch.cuda.Stream | None
+    buffers: Buffers
+    scratch: Scratch
 
     @classmethod
     def of(cls, index: Index, config: DataConfig, device: torch.device, dtype: torch.dtype) -> Target:
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        return cls(index, config, device, dtype, stream=stream)
+        return cls(index, config, device, dtype, stream, Buffers(), Scratch(config.image_size))
 
 
 class Assembly:
@@ -55,13 +56,15 @@ class Assembly:
             where = {"device": target.device} if decoded_on_device else {"pin_memory": True}
             self.pixels = torch.empty(n, size, size, 3, dtype=torch.uint8, **where)
 
+    def room(self, part: slice) -> Tensor:
+        """uint8 [k, S, S, 3] to be filled for the samples `part` and given to `put` by the same thread."""
+        return self.target.scratch.take(part.stop - part.start) if self.on_cpu else self.pixels[part]
+
     def put(self, part: slice, pixels: Tensor) -> None:
-        """uint8 [k, S, S, 3], not yet mirrored, for the samples `part` of the plan."""
+        """The pixels of the samples `part`, in `room(part)`, not yet mirrored."""
         if not self.on_cpu:
-            self.pixels[part].copy_(pixels, non_blocking=True)
             return
-        flip = self.plan.geometry.flip[part]
-        for i in np.flatnonzero(flip).tolist():
+        for i in np.flatnonzero(self.plan.geometry.flip[part]).tolist():
             pixels[i] = pixels[i].flip(1)
         config = self.target.config
         normalize(pixels, config.mean, config.std, self.target.dtype, out=self.images[part], backend="reference")

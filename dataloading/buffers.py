@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 
 import numpy as np
 import torch
@@ -30,3 +31,16 @@ class Buffers:
             fitting = len(self._arrays)
             self._arrays.append(np.empty(num_bytes, np.uint8))
         return torch.from_numpy(self._arrays[fitting]).view(dtype).view(shape)
+
+
+class Scratch(threading.local):
+    """Each thread's own uint8 [n, size, size, 3], grown to the largest n that it asked for."""
+
+    def __init__(self, size: int) -> None:
+        self._pixels = torch.empty(0, size, size, 3, dtype=torch.uint8)
+
+    def take(self, n: int) -> Tensor:
+        """[n, size, size, 3], the thread's until it asks again."""
+        if n > len(self._pixels):
+            self._pixels = torch.empty(n, *self._pixels.shape[1:], dtype=torch.uint8)
+        return self._pixels[:n]

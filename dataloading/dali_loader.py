@@ -111,7 +111,7 @@ class DaliReader:
         if self.whole_graph:
             self._put_images(chunk, outputs)
         else:
-            chunk.put_regions(lambda i: np.asarray(outputs[i]), self._pool)
+            chunk.put_regions(lambda i: np.asarray(outputs[i]), self._pool, self.num_threads)
         if chunk.is_last:
             chunk.assembly.send()
             yield chunk.assembly
@@ -145,15 +145,15 @@ class DaliReader:
             self._feed(chunk)
 
     def _put_images(self, chunk: Chunk, outputs: Any) -> None:
-        part, size, device = chunk.part, self.target.config.image_size, self.target.device
-        if len(chunk) == part.stop - part.start:
-            chunk.assembly.put(part, torch.utils.dlpack.from_dlpack(outputs.as_tensor()))
-            return
-        pixels = torch.zeros(part.stop - part.start, size, size, 3, dtype=torch.uint8, device=device)
+        part, room = chunk.part, chunk.assembly.room(chunk.part)
         if outputs is not None:
-            at = torch.from_numpy(chunk.places - part.start).to(device)
-            pixels[at] = torch.utils.dlpack.from_dlpack(outputs.as_tensor())
-        chunk.assembly.put(part, pixels)
+            pixels = torch.utils.dlpack.from_dlpack(outputs.as_tensor())
+            if len(chunk) == len(room):
+                room.copy_(pixels, non_blocking=True)
+            else:
+                room.zero_()
+                room[torch.from_numpy(chunk.places - part.start).to(room.device)] = pixels
+        chunk.assembly.put(part, room)
 
 
 def _as_bmp(pixels: np.ndarray) -> np.ndarray:

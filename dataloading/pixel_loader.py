@@ -23,7 +23,7 @@ class PixelReader:
     """Turns plans into batches; every row of the index must be flagged PIXELS."""
 
     def __init__(self, target: Target, num_threads: int) -> None:
-        self.target = target
+        self.target, self.num_threads = target, num_threads
         self.bad_images = BadImages(target.index, Storage(target.index, num_threads))
         self._pool = ThreadPoolExecutor(num_threads, "cut")
 
@@ -44,7 +44,7 @@ class PixelReader:
         assemblies = (Assembly(self.target, plan) for plan in advised(plans, self.bad_images))
         for chunk in chunks(assemblies, _CHUNK):
             chunk.read(self.bad_images)
-            chunk.put_regions(partial(_region, chunk, chunk.ids, chunk.inside), self._pool)
+            chunk.put_regions(partial(_region, chunk, chunk.ids, chunk.inside), self._pool, self.num_threads)
             if chunk.is_last:
                 chunk.assembly.send()
                 yield chunk.assembly

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -11,39 +12,36 @@ _MUCH_LARGER = 4  # a resized crop of more than this many times the window's pix
 
 
 def resize_into(
-    out: Tensor, region: np.ndarray, inside: np.ndarray, crop: np.ndarray, resize: np.ndarray, window: np.ndarray
+    out: Tensor, region: np.ndarray, inside: list[int], crop: list[int], resize: list[int], window: list[int]
 ) -> None:
     """Fill `out` [S, S, 3] uint8 with the window of the resized crop.
 
     region   [h, w, 3] uint8, the pixels at `inside` (top, left, h, w), the part of `crop` that lies in the image
     crop, resize, window  of one sample (see Geometry); where the crop reaches outside the image it is black
     """
-    if not np.array_equal(inside, crop):
+    if inside != crop:
         region = _padded(region, inside, crop)
-    size = out.shape[0]
-    height, width = int(resize[0]), int(resize[1])
-    top, left = int(window[0]), int(window[1])
+    size, (height, width), (top, left) = out.shape[0], resize, window
     if height * width > _MUCH_LARGER * size * size:
         alone = resized_window(Image.fromarray(region), height, width, top, left, size)
         out.copy_(torch.from_numpy(np.array(alone)))
         return
     pixels = torch.from_numpy(region if region.flags.writeable else region.copy())  # torch knows no read-only memory
-    if region.shape[:2] != (height, width):
-        # 0.25 ms from 426x320 to 224x224, a third of DALI's resize: torch keeps uint8 and the channels last.
+    if [*region.shape[:2]] != resize:
+        # 0.14 ms to 224x224, a fifth of DALI's resize: torch keeps uint8 and the channels last.
         planes = pixels.permute(2, 0, 1)[None]
-        if (height, width) == (size, size):  # straight into place: half the cost of a tensor of its own and a copy
+        if height == width == size:  # straight into place: half the cost of a tensor of its own and a copy
             torch.ops.aten._upsample_bilinear2d_aa.out(
-                planes, [size, size], False, None, None, out=out.permute(2, 0, 1)[None]
+                planes, resize, False, None, None, out=out.permute(2, 0, 1)[None]
             )
             return
-        resized = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-        pixels = resized[0].permute(1, 2, 0)
+        pixels = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
     out.copy_(pixels[top : top + size, left : left + size])
 
 
-def _padded(region: np.ndarray, inside: np.ndarray, crop: np.ndarray) -> np.ndarray:
+def _padded(region: np.ndarray, inside: list[int], crop: list[int]) -> np.ndarray:
     padded = np.zeros((crop[2], crop[3], 3), np.uint8)
-    top, left = inside[:2] - crop[:2]
+    top, left = inside[0] - crop[0], inside[1] - crop[1]
     padded[top : top + region.shape[0], left : left + region.shape[1]] = region
     return padded
 

@@ -45,7 +45,8 @@ class TorchReader:
         )
         for pixels, plan in loader:
             assembly = Assembly(self.target, plan)
-            assembly.put(slice(0, len(plan)), pixels)
+            assembly.room(part := slice(0, len(plan))).copy_(pixels)
+            assembly.put(part, assembly.room(part))
             assembly.send()
             yield assembly.batch()
 
