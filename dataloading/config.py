@@ -48,6 +48,10 @@ class DataConfig:
     synthetic_classes: int = 10
 
     def __post_init__(self) -> None:
+        if self.path and self.source != "auto":
+            raise ValueError(
+                f"data.path is {self.path!r}, but data.source {self.source} does not read it; set data.source=auto"
+            )
         _at_least("data.image_size", self.image_size, 8)
         _at_least("data.resize_size", self.resize_size, self.image_size if self.augmentation == "imagenet" else 1)
         _at_least("data.padding", self.padding, 0)

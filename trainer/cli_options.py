@@ -16,5 +16,5 @@ Data = Annotated[str, typer.Option(metavar="PATH", help="Image folder, archive o
 
 
 def with_data(data: str, settings: list[str] | None) -> list[str]:
-    """The settings, and before them those that read `data` instead of the recipe's own images; "" leaves them."""
-    return [*([f"data.path={data}", "data.source=auto"] if data else []), *(settings or [])]
+    """The settings, and those that read `data` instead of the recipe's own images; "" leaves them as they are."""
+    return ["data.source=auto", *(settings or []), f"data.path={data}"] if data else list(settings or [])

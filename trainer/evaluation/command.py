@@ -34,7 +34,7 @@ def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any
     folder = RunFolder(run)
     config = folder.read_config()
     if data:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data))
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data, source="auto"))
     checkpoint = load_latest(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no checkpoint yet; train it first")

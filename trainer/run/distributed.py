@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,14 @@ class Ranks:
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
+
+    def gather(self, items: list[T]) -> list[T]:
+        """All ranks' items in the order of the ranks, on every rank; waits for all of them, and for the device."""
+        if self.world_size == 1:
+            return items
+        lists: list[Any] = [None] * self.world_size
+        dist.all_gather_object(lists, items)
+        return [item for part in lists for item in part]
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:

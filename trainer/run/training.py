@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataloading.batch import Batch
+from dataloading.datasets.contents import reasons
 from dataloading.datasets.open import ImageSet, open_dataset
 from dataloading.loader import TrainLoader, evaluation_loader, train_loader
 from trainer.config import Config, to_dict
@@ -110,6 +114,7 @@ class Training:
         self.saved_at = self.evaluated_at = -1
         self.scores: list[AnytimeRow] = []
         self.trained_images, self.trained_seconds = 0, 0.0
+        self.unreadable: list[tuple[int, int, str]] = []  # iteration, row, reason; of this rank, since the log step
 
     def run(self, max_steps: int) -> dict[str, Any]:
         """Resume, train, evaluate; the summary."""
@@ -117,10 +122,16 @@ class Training:
         began = time.perf_counter()
         passed_over = self.resume()
         self.last = min(progress.total, max_steps or progress.total)
-        self.telemetry.start(progress.iteration, last=self.last, total=progress.total, data=self.images.name)
+        left_out = self.images.quarantined
+        self.telemetry.start(
+            progress.iteration,
+            left_out=reasons(left_out),
+            last=self.last,
+            total=progress.total,
+            data=self.images.name,
+        )
         for name, reason in passed_over:
             self.telemetry.event("checkpoint passed over", folder=name, reason=reason)
-        left_out = self.images.quarantined
         if left_out:
             first = f"{left_out[0].name} ({left_out[0].reason})"
             self.telemetry.event("unreadable images left out", number=len(left_out), first=first)
@@ -178,6 +189,9 @@ class Training:
         self.trained_seconds += reading.seconds
         epoch = progress.iteration * 2 * self.config.optim.update_batch / len(self.images.train)
         row = reading.row() | {"iteration": progress.iteration, "epoch": epoch, "learning_rate": state.lr}
+        for iteration, image, reason in self.ranks.gather(self.unreadable):
+            self.telemetry.bad_image(reason, iteration=iteration, row=image, name=self.images.train.name(image))
+        self.unreadable = []
         self.telemetry.train(row)
         if not reading.finite:
             raise self.diverged(f"a training loss is not finite (by exit: {reading.loss})")
@@ -192,11 +206,8 @@ class Training:
         )
 
     def replaced(self, images: tuple[tuple[int, str], ...]) -> None:
-        """Images of the last batch that could not be read: others took their places."""
-        for row, reason in images:
-            self.telemetry.bad_image(
-                reason, iteration=self.state.progress.iteration, row=row, name=self.images.train.name(row)
-            )
+        """Images of the last batch that could not be read: others took their places. Told at the next log step."""
+        self.unreadable += [(self.state.progress.iteration, row, reason) for row, reason in images]
 
     def between(self, ended_epoch: int | None, stop: bool, save: bool) -> None:
         """After every iteration, on every rank: save and evaluate where that is due."""
@@ -253,8 +264,21 @@ class Training:
             device=self.ranks.device,
             dtype=self.state.network.precision.image_dtype,
         )
+        unreadable: list[str] = []
+
+        def noted() -> Iterator[Batch]:
+            for batch in loader:
+                unreadable.extend(reason for _, reason in batch.replaced)
+                yield batch
+
         with closing(loader):
-            self.scores = anytime(self.state.network.module, loader, self.state.network.precision)
+            self.scores = anytime(self.state.network.module, noted(), self.state.network.precision)
         self.evaluated_at = self.state.progress.iteration
         seconds = time.perf_counter() - began
-        self.telemetry.evaluation(self.scores, split="val", iteration=self.evaluated_at, seconds=seconds)
+        self.telemetry.evaluation(
+            self.scores,
+            split="val",
+            iteration=self.evaluated_at,
+            seconds=seconds,
+            unreadable=Counter(self.ranks.gather(unreadable)),
+        )

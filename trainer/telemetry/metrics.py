@@ -55,7 +55,7 @@ _TABLE = (
     _run("sample_weight", "gauge", "1", "Quantiles of the last half batch's sample weights", "exit", "quantile"),
     _run("meta_loss", "gauge", "nats", "Loss that the weight net was last updated on"),
     _run("learning_rate", "gauge", "1", "Learning rate of the backbone"),
-    _run("bad_samples_total", "counter", "images", "Images that could not be read and were replaced", "reason"),
+    _run("bad_samples_total", "counter", "images", "Images that could not be read: left out or replaced", "reason"),
     _run("skipped_steps_total", "counter", "updates", "Backbone updates left out", "reason"),
     _run("checkpoint_timestamp_seconds", "gauge", "s", "Unix time of the newest checkpoint"),
     _run("checkpoint_age_seconds", "gauge", "s", "Time since the newest checkpoint, without one since the start"),

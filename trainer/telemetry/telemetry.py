@@ -61,10 +61,15 @@ class Telemetry:
         self.metrics.set("iterations_planned", num_iterations)
         self.metrics.set("build_info", 1, version=_version(), torch=torch.__version__, recipe=title, device=device)
 
-    def start(self, iteration: int, **fields: Any) -> None:
-        """The run begins, or goes on after `iteration` iterations: later rows of the log no longer count."""
+    def start(self, iteration: int, *, left_out: Mapping[str, int] | None = None, **fields: Any) -> None:
+        """The run begins, or goes on after `iteration` iterations: later rows of the log no longer count.
+
+        left_out  images that are no part of the data since they cannot be read: their number by reason
+        """
         began = psutil.Process().create_time()
-        row = self._write("start", iteration=iteration, process_began=began, **fields)
+        row = self._write("start", iteration=iteration, process_began=began, left_out=dict(left_out or {}), **fields)
+        for reason, count in (left_out or {}).items():
+            self.metrics.add("bad_samples_total", count, reason=reason)
         self.metrics.set("iteration", iteration)
         if self._console and row:
             self._console.start(row)
@@ -98,11 +103,26 @@ class Telemetry:
         if self._console and written:
             self._console.train(row)
 
-    def evaluation(self, rows: Sequence[AnytimeRow], *, split: str, iteration: int, seconds: float) -> None:
-        """Every exit's scores on a split, and how long they took."""
+    def evaluation(
+        self,
+        rows: Sequence[AnytimeRow],
+        *,
+        split: str,
+        iteration: int,
+        seconds: float,
+        unreadable: Mapping[str, int] | None = None,
+    ) -> None:
+        """Every exit's scores on a split, how long they took, and how many of its images were unreadable by reason."""
         for row in rows:
             self.metrics.set("exit_accuracy_ratio", row["top1"] / 100, exit=row["exit"], split=split)
-        written = self._write("eval", iteration=iteration, split=split, seconds=seconds, exits=list(rows))
+        written = self._write(
+            "eval",
+            iteration=iteration,
+            split=split,
+            seconds=seconds,
+            unreadable=dict(unreadable or {}),
+            exits=list(rows),
+        )
         if self._console and written:
             self._console.evaluation({"iteration": iteration, "split": split, "exits": rows})
 
