@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +38,10 @@ class Target:
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         return cls(index, config, device, dtype, stream, Buffers(), Scratch(config.image_size))
 
+    def on_stream(self) -> AbstractContextManager[Any]:
+        """Within it the device's work is queued on `stream`; on the CPU nothing changes."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
 
 class Assembly:
     """Takes the pixels of `plan`'s samples, from several threads, in disjoint parts.
@@ -52,8 +58,8 @@ class Assembly:
         if self.on_cpu:
             self.images = target.buffers.take((n, size, size, 3), target.dtype).permute(0, 3, 1, 2)
             return
-        with torch.cuda.stream(target.stream):
-            where = {"device": target.device} if decoded_on_device else {"pin_memory": True}
+        where = {"device": target.device} if decoded_on_device else {"pin_memory": True}
+        with target.on_stream():
             self.pixels = torch.empty(n, size, size, 3, dtype=torch.uint8, **where)
 
     def room(self, part: slice) -> Tensor:
@@ -72,7 +78,7 @@ class Assembly:
     def send(self) -> None:
         """All pixels are here: start their way to the device."""
         if self.target.stream is not None:
-            with torch.cuda.stream(self.target.stream):
+            with self.target.on_stream():
                 self.pixels = self.pixels.to(self.target.device, non_blocking=True)
             self._sent = self.target.stream.record_event()
 

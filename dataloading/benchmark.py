@@ -87,8 +87,10 @@ def benchmark_loader(
 
 
 def memory_growth(config: DataConfig, index: Index, *, num_batches: int = 10_000, update_batch: int = 32) -> list[int]:
-    """Resident bytes of this process at eleven points of `num_batches` training batches, the first after a tenth of
-    them: level, where nothing is kept. (On a memory map the set's own pages count too, once each.)"""
+    """Resident bytes of this process after each tenth of `num_batches` training batches: level, where nothing is kept.
+
+    Pages of a memory-mapped set count too, once each, as they are touched.
+    """
     process, sizes = psutil.Process(), []
     loader = train_loader(config, index, seed=0, update_batch=update_batch, device=torch.device("cpu"))
     with closing(loader):

@@ -146,13 +146,15 @@ class DaliReader:
 
     def _put_images(self, chunk: Chunk, outputs: Any) -> None:
         part, room = chunk.part, chunk.assembly.room(chunk.part)
-        if outputs is not None:
-            pixels = torch.utils.dlpack.from_dlpack(outputs.as_tensor())
-            if len(chunk) == len(room):
-                room.copy_(pixels, non_blocking=True)
+        with self.target.on_stream():
+            if outputs is None:
+                room.zero_()
+            elif len(chunk) == len(room):
+                room.copy_(torch.utils.dlpack.from_dlpack(outputs.as_tensor()), non_blocking=True)
             else:
                 room.zero_()
-                room[torch.from_numpy(chunk.places - part.start).to(room.device)] = pixels
+                at = torch.from_numpy(chunk.places - part.start).to(room.device)
+                room[at] = torch.utils.dlpack.from_dlpack(outputs.as_tensor())
         chunk.assembly.put(part, room)
 
 

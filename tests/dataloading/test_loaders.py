@@ -9,6 +9,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -230,14 +231,41 @@ def test_broken_images_are_left_out_of_an_evaluation(tmp_path: Path) -> None:
         assert dict(ours.replaced) == {row: reasons[row] for row in ours.ids.tolist() if row in reasons}
 
 
-def test_damage_that_only_pillow_sees_as_such_is_named_by_dali_too(tmp_path: Path) -> None:
-    """An image DALI refuses and Pillow reads goes on, decoded by Pillow: here a TIFF of an odd compression."""
+def test_a_form_that_dali_does_not_know_is_decoded_by_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No form is known that Pillow reads and DALI does not, so here DALI refuses TIFF."""
+    from dataloading import dali_pipelines
+
+    class NoTiff:
+        def __init__(self, pipeline: Any) -> None:
+            self.pipeline, self.refused = pipeline, False
+
+        def feed_input(self, name: str, data: Any) -> None:
+            self.refused |= name == dali_pipelines.ENCODED and any(image[:2].tobytes() == b"II" for image in data)
+            self.pipeline.feed_input(name, data)
+
+        def schedule_run(self) -> None:
+            self.pipeline.schedule_run()
+
+        def share_outputs(self, cuda_stream: object) -> Any:
+            if self.refused:
+                raise RuntimeError("no TIFF")
+            return self.pipeline.share_outputs()
+
+        def release_outputs(self) -> None:
+            self.pipeline.release_outputs()
+
     images, sides = _jpegs(8)
-    images[5] = _encoded(_photo(*sides[5], 5), "TIFF", compression="tiff_ccitt", mode="1")
+    images[5] = _encoded(_photo(*sides[5], 5), "TIFF")
     index = _index(tmp_path, images, sides)
-    for ours, theirs in _both(SMALL, lambda config: _train(config, index, 4, 0, 3)):
-        _assert_same(SMALL, ours, theirs)
+    expected = _train(SMALL, index, 4, 0, 3)
+    real = dali_pipelines.region_pipeline
+    monkeypatch.setattr(dali_pipelines, "region_pipeline", lambda *how: NoTiff(real(*how)))
+    for ours, whole in zip(_train(SMALL, index, 4, 0, 3), expected, strict=True):
+        assert torch.equal(ours.images, whole.images)
         assert ours.num_replaced == 0
+    assert "no TIFF" in caplog.text
 
 
 def test_a_set_that_is_gone_ends_the_run_with_its_name(tmp_path: Path) -> None:
@@ -270,6 +298,25 @@ def test_the_gpu_graph_cuts_the_same_pixels(tmp_path: Path, config: DataConfig) 
         reader.close()
     for ours, theirs in zip(*results, strict=True):
         _assert_same(config, ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+@pytest.mark.parametrize("decode", ["cpu", "gpu"])
+def test_batches_on_the_gpu_are_those_of_the_cpu(tmp_path: Path, decode: Any) -> None:
+    images, sides = _jpegs(30)
+    _break(images)
+    index = _index(tmp_path, images, sides)
+    loader = train_loader(
+        dataclasses.replace(SMALL, decode=decode), index, seed=3, update_batch=10, device=torch.device("cuda", 0)
+    )
+    for ours, theirs in zip(loader.batches(0, 6), _train(SMALL, index, 10, 0, 6), strict=True):
+        assert np.array_equal(ours.ids, theirs.ids)
+        assert ours.replaced == theirs.replaced
+        assert ours.labels.tolist() == theirs.labels.tolist()
+        assert ours.images.is_contiguous(memory_format=torch.channels_last)
+        assert _difference(SMALL, ours.images.cpu(), theirs.images) < (2 if decode == "gpu" else 0.01)
+    loader.close()
 
 
 def test_plain_pixels_need_no_decoder(tmp_path: Path) -> None:
@@ -332,7 +379,7 @@ def test_synthetic_batches_are_made_once(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow(tmp_path: Path) -> None:
-    """A few hundred batches; the long form is `python -m dataloading.benchmark --leak 10000`."""
+    """A few hundred batches; the long form is dataloading.benchmark.memory_growth."""
     index = _index(tmp_path, *_jpegs(64))
     loader = train_loader(SMALL, index, seed=0, update_batch=16, device=CPU)
     process = psutil.Process()

@@ -1,0 +1,53 @@
+"""Working ahead changes neither the items nor their errors, and ends when it is closed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+
+import pytest
+
+from dataloading.ahead import ahead
+
+
+def test_items_come_in_order_a_bounded_number_ahead() -> None:
+    made: list[int] = []
+
+    def items() -> Generator[int, None, None]:
+        for i in range(20):
+            made.append(i)
+            yield i
+
+    taken = []
+    for i in ahead(items(), 3, "worker"):
+        taken.append(i)
+        assert len(made) <= len(taken) + 3
+    assert taken == list(range(20))
+
+
+def test_an_error_comes_in_its_place() -> None:
+    def items() -> Generator[int, None, None]:
+        yield 1
+        raise ValueError("broken")
+
+    got = ahead(items(), 4, "worker")
+    assert next(got) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(got)
+
+
+def test_closing_ends_the_thread_and_the_source() -> None:
+    closed = threading.Event()
+
+    def items() -> Generator[int, None, None]:
+        try:
+            while True:
+                yield 0
+        finally:
+            closed.set()
+
+    got = ahead(items(), 2, "worker to be closed")
+    next(got)
+    got.close()
+    assert closed.is_set()
+    assert "worker to be closed" not in {thread.name for thread in threading.enumerate()}
