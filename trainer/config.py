@@ -63,8 +63,11 @@ def read_config(path: Path) -> Config:
     """The config of a run folder's config.json; ValueError naming the file where it cannot be read."""
     try:
         return from_dict(Config, json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} is not a readable run configuration ({error})") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a readable run configuration ({error}); restore it from a checkpoint's "
+            f"manifest.json, or give --run another folder"
+        ) from error
 
 
 def resolve(recipe_name: str, settings: list[str]) -> Config:

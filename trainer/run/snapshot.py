@@ -43,6 +43,11 @@ def restore(state: TrainState, tensors: dict[str, Tensor], values: dict[str, Any
     if state.weight_net is not None and state.weight_net_optimizer is not None:
         _load_module("weight_net", state.weight_net, tensors)
         _load_optimizer("weight_net_optimizer", state.weight_net_optimizer, state.weight_net, tensors)
+    elif any(name.startswith("weight_net.") for name in tensors):
+        raise ValueError(
+            "the checkpoint has a weight net and sample_weights.enabled is false: it belongs to another run; give "
+            "--run another folder"
+        )
     if "generator.cpu" in tensors:
         torch.set_rng_state(tensors["generator.cpu"].cpu())
     device = state.network.precision.device

@@ -72,7 +72,10 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
             dtype=precision.image_dtype,
         )
         stack.enter_context(closing(loader))
-        if ranks.is_first:
+        total = loader.num_iterations(config.run.epochs)
+        progress = Progress(0, total, warmup_iterations(config, total))
+        state = build_state(config, len(images.classes), progress, ranks)
+        if ranks.is_first:  # only now: a start that is refused leaves nothing behind
             folder.claim(config)
         ranks.barrier()
         telemetry = Telemetry(
@@ -81,13 +84,13 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
             rank=ranks.rank,
             local_rank=ranks.local_rank,
             title=config.recipe,
-            num_iterations=loader.num_iterations(config.run.epochs),
+            num_iterations=total,
             num_epochs=config.run.epochs,
             device=ranks.device.type,
         )
         stack.enter_context(closing(telemetry))
         requests = stack.enter_context(closing(Requests()))
-        training = Training(config, ranks, folder, images, loader, telemetry, requests)
+        training = Training(config, ranks, folder, images, loader, state, telemetry, requests)
         return training.run(options.max_steps)
 
 
@@ -101,16 +104,14 @@ class Training:
         folder: RunFolder,
         images: ImageSet,
         loader: TrainLoader,
+        state: TrainState,
         telemetry: Telemetry,
         requests: Requests,
     ) -> None:
         self.config, self.ranks, self.folder, self.images = config, ranks, folder, images
-        self.loader, self.telemetry, self.requests = loader, telemetry, requests
-        total = loader.num_iterations(config.run.epochs)
-        progress = Progress(0, total, warmup_iterations(config, total))
-        self.state = build_state(config, len(images.classes), progress, ranks)
+        self.loader, self.state, self.telemetry, self.requests = loader, state, telemetry, requests
         self.due = Due(config.checkpoint.interval)
-        self.last = total
+        self.last = state.progress.total
         self.saved_at = self.evaluated_at = -1
         self.scores: list[AnytimeRow] = []
         self.trained_images, self.trained_seconds = 0, 0.0
