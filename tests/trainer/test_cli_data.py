@@ -167,31 +167,30 @@ def test_training_on_an_unprepared_folder_counts_every_bad_image(
 
 def test_trace_is_what_the_ranks_load(earlybird: Earlybird, tmp_path: Path) -> None:
     data = plant(tmp_path / "set", {})
-    common = ("demo", "--data", data, *SMALL, "--set=optim.update_batch=6", "--epoch", 1, "--json")
-    config = resolve("demo", ["data.source=auto", f"data.path={data}", *(s[6:] for s in SMALL), "optim.update_batch=6"])
+    common = ("demo", "--data", data, *SMALL, "--set=optim.update_batch=6")
+    config = resolve("demo", ["data.source=auto", f"data.path={data}", "data.heldout=0", "data.image_size=32"])
     index = open_dataset(config.data, config.seed).train
-    whole: dict[int, set[int]] = {}
-    for world_size in (1, 2, 3):
-        seen: dict[int, list[int]] = {}
-        for rank in range(world_size):
-            world = ("--rank", rank, "--world-size", world_size, "--steps", "0:1")
-            traced = json.loads(earlybird("data", "trace", *common, *world).out)
-            stream = Stream(index, config.data, config.seed, 6, rank, world_size)
-            assert (traced["first_iteration"], traced["num_steps"]) == (2, 1)  # of 16 images, 12 a batch: 0, 1 | 2
-            assert traced["loaded_batch"] == 12
-            for step in traced["steps"]:
-                assert step["iteration"] == 2 + step["step"]
-                plan = stream.plan(step["iteration"])
-                assert [sample["id"] for sample in step["samples"]] == plan.ids.tolist()
-                assert [sample["crop"] for sample in step["samples"]] == plan.geometry.crop.tolist()
-                assert [sample["flip"] for sample in step["samples"]] == plan.geometry.flip.tolist()
-                seen.setdefault(step["step"], []).extend(sample["id"] for sample in step["samples"])
-        for step, ids in seen.items():
-            assert len(ids) == 12
-            assert whole.setdefault(step, set(ids)) == set(ids)
-    lines = earlybird("data", "trace", *common[:-1]).out.splitlines()
-    assert len(lines) == 2 + 12
+    for epoch, first, num_steps in ((0, 0, 2), (1, 2, 1)):  # 16 images, 12 a batch: iterations 0 and 1 begin in epoch 0
+        whole = [sorted(Stream(index, config.data, 0, 6).plan(first + step).ids) for step in range(num_steps)]
+        for world_size in (1, 2, 3):
+            seen: list[list[int]] = [[] for _ in range(num_steps)]
+            for rank in range(world_size):
+                place = ("--epoch", epoch, "--steps", f"0:{num_steps}", "--rank", rank, "--world-size", world_size)
+                traced = json.loads(earlybird("data", "trace", *common, *place, "--json").out)
+                assert (traced["first_iteration"], traced["num_steps"]) == (first, num_steps)
+                stream = Stream(index, config.data, 0, 6, rank, world_size)
+                for number, step in enumerate(traced["steps"]):
+                    assert (step["step"], step["iteration"]) == (number, first + number)
+                    plan = stream.plan(first + number)
+                    assert [sample["id"] for sample in step["samples"]] == plan.ids.tolist()
+                    assert [sample["crop"] for sample in step["samples"]] == plan.geometry.crop.tolist()
+                    assert [sample["flip"] for sample in step["samples"]] == plan.geometry.flip.tolist()
+                    assert [sample["name"] for sample in step["samples"]] == [index.name(row) for row in plan.ids]
+                    seen[number] += plan.ids.tolist()
+            assert [sorted(ids) for ids in seen] == whole
+    lines = earlybird("data", "trace", *common, "--epoch", 1).out.splitlines()
     assert lines[0].startswith("epoch 1: 1 steps of 12 images from iteration 2; rank 0 of 1, seed 0, data ")
+    assert len(lines) == 2 + 12
 
 
 def test_show_tells_what_a_source_holds(earlybird: Earlybird, damaged: Path) -> None:
