@@ -13,7 +13,7 @@ from dataloading.header import BadImageError
 from dataloading.resize import resize_into
 from dataloading.stream import Plan
 
-_TOGETHER = 8  # images one thread resizes and then normalises: 1.2 MB of bytes at 224 pixels, still in a core's cache
+_TOGETHER = 8  # images one thread resizes and then mirrors: 1.2 MB at 224 pixels, still in a core's cache
 
 
 class Chunk:
@@ -81,7 +81,7 @@ class Chunk:
                 else:
                     crop, resize = geometry.crop[place].tolist(), geometry.resize[place].tolist()
                     resize_into(out, region(i), inside[i].tolist(), crop, resize, geometry.window[place].tolist())
-            assembly.put(part, pixels)
+            assembly.put(part)
 
         step = max(1, min(_TOGETHER, (self.part.stop - self.part.start) // (2 * num_threads)))
         starts = range(self.part.start, self.part.stop, step)

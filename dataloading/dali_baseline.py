@@ -15,7 +15,7 @@ from dataloading.stream import Plan, Stream
 
 
 def file_reader_batches(config: DataConfig, folder: str, batch_size: int, num_threads: int) -> Iterator[int]:
-    """Sizes of the training batches that DALI's file reader makes of `folder`, for ever; CPU, float32, HWC."""
+    """Sizes of the training batches that DALI's file reader makes of `folder`, for ever; CPU, uint8, HWC."""
     pipeline = _file_reader(
         folder, config, batch_size=batch_size, num_threads=num_threads, device_id=None, prefetch_queue_depth=2
     )
@@ -58,13 +58,4 @@ def _file_reader(folder: str, config: DataConfig) -> Any:
     )
     size = config.image_size
     images = fn.resize(images, device="cpu", resize_x=size, resize_y=size)
-    images = fn.crop_mirror_normalize(
-        images,
-        device="cpu",
-        dtype=types.FLOAT,
-        output_layout="HWC",
-        mean=[255 * m for m in config.mean],
-        std=[255 * s for s in config.std],
-        mirror=fn.random.coin_flip(),
-    )
-    return images, labels
+    return fn.flip(images, device="cpu", horizontal=fn.random.coin_flip()), labels

@@ -155,7 +155,7 @@ class DaliReader:
                 room.zero_()
                 at = torch.from_numpy(chunk.places - part.start).to(room.device)
                 room[at] = torch.utils.dlpack.from_dlpack(outputs.as_tensor())
-        chunk.assembly.put(part, room)
+        chunk.assembly.put(part)
 
 
 def _as_bmp(pixels: np.ndarray) -> np.ndarray:

@@ -82,14 +82,13 @@ def train_loader(
     world_size: int = 1,
     accumulation: int = 1,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
 ) -> TrainLoader:
     """The training loader of `rank`; an iteration loads 2 * update_batch images over all ranks.
 
     Raises ValueError for a batch that does not fit the set or the ranks, and for settings that do not fit the device.
     """
     stream = Stream(index, config, seed, update_batch, rank, world_size, accumulation)
-    return TrainLoader(stream, _reader(config, index, device, dtype))
+    return TrainLoader(stream, _reader(config, index, device))
 
 
 def evaluation_loader(
@@ -100,10 +99,9 @@ def evaluation_loader(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
 ) -> EvaluationLoader:
     """The evaluation loader of `rank`; `batch_size` images a rank and step."""
-    return EvaluationLoader(index, config, batch_size, rank, world_size, _reader(config, index, device, dtype))
+    return EvaluationLoader(index, config, batch_size, rank, world_size, _reader(config, index, device))
 
 
 def num_threads(config: DataConfig) -> int:
@@ -112,8 +110,8 @@ def num_threads(config: DataConfig) -> int:
     return config.num_threads or max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
-def _reader(config: DataConfig, index: Index, device: torch.device, dtype: torch.dtype) -> Reader:
-    target = Target.of(index, config, device, dtype)
+def _reader(config: DataConfig, index: Index, device: torch.device) -> Reader:
+    target = Target.of(index, config, device)
     if config.source == "synthetic":
         from dataloading.synthetic_loader import SyntheticReader
 

@@ -24,7 +24,13 @@ class SyntheticReader:
         for plan in plans:
             labels = torch.from_numpy(self.target.index.labels[plan.ids].astype(np.int64))
             mask = None if plan.mask is None else torch.from_numpy(plan.mask).to(device)
-            yield Batch(self._pixels(len(plan)), labels.to(device, non_blocking=True), plan.ids, mask)
+            yield Batch(
+                self._pixels(len(plan)),
+                labels.to(device, non_blocking=True),
+                plan.ids,
+                mask,
+                normalization=self.target.normalization,
+            )
 
     def close(self) -> None:
         self._images.clear()
@@ -33,6 +39,6 @@ class SyntheticReader:
         if n not in self._images:
             target, size = self.target, self.target.config.image_size
             generator = torch.Generator(target.device).manual_seed(0)
-            images = torch.randn(n, 3, size, size, generator=generator, device=target.device, dtype=target.dtype)
-            self._images[n] = images.contiguous(memory_format=torch.channels_last)
+            shape = (n, size, size, 3)
+            self._images[n] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device=target.device)
         return self._images[n]

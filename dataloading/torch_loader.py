@@ -46,7 +46,7 @@ class TorchReader:
         for pixels, plan in loader:
             assembly = Assembly(self.target, plan)
             assembly.room(part := slice(0, len(plan))).copy_(pixels)
-            assembly.put(part, assembly.room(part))
+            assembly.put(part)
             assembly.send()
             yield assembly.batch()
 

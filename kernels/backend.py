@@ -43,7 +43,7 @@ def interpreting() -> bool:
 
 
 def _obstacle(device: torch.device, forced: bool) -> str:
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "triton is not installed"
     if device.type != "cuda":
         # The interpreter is a means of testing, a thousand times slower than torch: never chosen, only forced.
@@ -51,6 +51,11 @@ def _obstacle(device: torch.device, forced: bool) -> str:
             return ""
         return f"the tensors are on {device.type}, which is no NVIDIA GPU (to test on the CPU: TRITON_INTERPRET=1)"
     return _gpu_obstacle(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None  # 80 us a look, and every step asks
 
 
 @functools.cache

@@ -30,6 +30,9 @@ app.add_typer(data_app, name="data")
 app.add_typer(benchmark_app, name="benchmark")
 
 
+RUN_HELP = "Run folder; default runs/RECIPE. (torchrun takes --run for its own: write --run-folder there.)"
+
+
 @app.callback()
 def logging_level(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is chosen and why.")] = False,
@@ -71,7 +74,7 @@ def show(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False)
 def train(
     recipe: RecipeName,
     data: Data = "",
-    run: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run folder; default runs/RECIPE.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", "--run-folder", metavar="FOLDER", help=RUN_HELP)] = None,
     settings: Settings = None,
     max_steps: Annotated[int, typer.Option(help="Stop after so many iterations of the run; 0 runs it whole.")] = 0,
     device: Device = "auto",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-
 import torch
 
-from dataloading.buffers import Buffers, Scratch
+from dataloading.buffers import Buffers
 
 
 def test_a_buffer_is_used_again_only_when_its_last_view_is_gone() -> None:
@@ -26,15 +24,3 @@ def test_no_more_is_kept_than_was_in_use_at_once() -> None:
         held = [buffers.take((size,), torch.bfloat16) for _ in range(2)]
         del held
     assert len(buffers._arrays) == 2
-
-
-def test_scratch_is_each_threads_own() -> None:
-    scratch = Scratch(4)
-    mine = scratch.take(3)
-    assert scratch.take(2).data_ptr() == mine.data_ptr()
-    theirs: list[int] = []
-    thread = threading.Thread(target=lambda: theirs.append(scratch.take(3).data_ptr()))
-    thread.start()
-    thread.join()
-    assert theirs != [mine.data_ptr()]
-    assert scratch.take(5).shape == (5, 4, 4, 3)

@@ -8,6 +8,7 @@ import io
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,14 @@ LOADERS = ("dali", "torchvision")
 
 def _train(config: DataConfig, index: Index, update_batch: int, start: int, end: int, **how: int) -> list[Batch]:
     loader = train_loader(config, index, seed=3, update_batch=update_batch, device=CPU, **how)
-    batches = list(loader.batches(start, end))
+    batches = [batch.normalized(torch.float32) for batch in loader.batches(start, end)]
     loader.close()
     return batches
 
 
 def _evaluate(config: DataConfig, index: Index, batch_size: int) -> list[Batch]:
     loader = evaluation_loader(config, index, batch_size=batch_size, device=CPU)
-    batches = list(loader)
+    batches = [batch.normalized(torch.float32) for batch in loader]
     loader.close()
     assert len(batches) == len(loader)
     return batches
@@ -293,8 +294,9 @@ def test_the_gpu_graph_cuts_the_same_pixels(tmp_path: Path, config: DataConfig) 
     stream = Stream(index, config, 0, 10)
     results = []
     for whole in (False, True):
-        reader = DaliReader(Target.of(index, config, CPU, torch.float32), 2, gpu_graph_on_cpu=whole)
-        results.append([*reader.batches(stream.plans(0, 3)), *reader.batches(evaluation_plans(index, config, 7))])
+        reader = DaliReader(Target.of(index, config, CPU), 2, gpu_graph_on_cpu=whole)
+        batches = [*reader.batches(stream.plans(0, 3)), *reader.batches(evaluation_plans(index, config, 7))]
+        results.append([batch.normalized(torch.float32) for batch in batches])
         reader.close()
     for ours, theirs in zip(*results, strict=True):
         _assert_same(config, ours, theirs)
@@ -310,7 +312,8 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(tmp_path: Path, decode: Any) ->
     loader = train_loader(
         dataclasses.replace(SMALL, decode=decode), index, seed=3, update_batch=10, device=torch.device("cuda", 0)
     )
-    for ours, theirs in zip(loader.batches(0, 6), _train(SMALL, index, 10, 0, 6), strict=True):
+    for loaded, theirs in zip(loader.batches(0, 6), _train(SMALL, index, 10, 0, 6), strict=True):
+        ours = loaded.normalized(torch.float32)
         assert np.array_equal(ours.ids, theirs.ids)
         assert ours.replaced == theirs.replaced
         assert ours.labels.tolist() == theirs.labels.tolist()
@@ -356,25 +359,37 @@ def test_ranks_load_shares_of_the_same_batch(tmp_path: Path) -> None:
 def test_a_loader_left_in_the_middle_starts_anew(tmp_path: Path, loader: str) -> None:
     index = _index(tmp_path, *_jpegs(30))
     config = dataclasses.replace(SMALL, loader=loader)
-    train = train_loader(config, index, seed=3, update_batch=10, device=CPU, dtype=torch.bfloat16)
+    train = train_loader(config, index, seed=3, update_batch=10, device=CPU)
     left = iter(train.batches(0, 50))
     next(left)
     left.close()
     again = list(train.batches(1, 3))
     train.close()
-    fresh = train_loader(config, index, seed=3, update_batch=10, device=CPU, dtype=torch.bfloat16)
+    fresh = train_loader(config, index, seed=3, update_batch=10, device=CPU)
     for ours, theirs in zip(again, fresh.batches(1, 3), strict=True):
         assert torch.equal(ours.images, theirs.images)
-        assert ours.images.dtype == torch.bfloat16
+        assert ours.images.dtype == torch.uint8
     fresh.close()
     assert not {"dali loader", "resize_0", "files_0"} & {thread.name for thread in threading.enumerate()}
 
 
+def test_normalising_halves_is_normalising_the_whole(tmp_path: Path) -> None:
+    index = _index(tmp_path, *_jpegs(30))
+    with closing(train_loader(SMALL, index, seed=3, update_batch=10, device=CPU)) as loader:
+        (loaded,) = loader.batches(0, 1)
+    whole = loaded.normalized(torch.float32, torch.contiguous_format)
+    assert whole.images.is_contiguous()
+    for (a, b), (whole_a, whole_b) in zip(loaded.crossed_halves(), whole.crossed_halves(), strict=True):
+        assert torch.equal(a.normalized(torch.float32).images, whole_a.images)
+        assert torch.equal(b.normalized(torch.float32).images, whole_b.images)
+
+
 def test_synthetic_batches_are_made_once(tmp_path: Path) -> None:
     config = DataConfig(source="synthetic", image_size=16, resize_size=16)
-    first, second = _train(config, _index(tmp_path, *_jpegs(30)), 10, 0, 2)
+    with closing(train_loader(config, _index(tmp_path, *_jpegs(30)), seed=3, update_batch=10, device=CPU)) as loader:
+        first, second = loader.batches(0, 2)
     assert first.images.data_ptr() == second.images.data_ptr()
-    assert first.images.is_contiguous(memory_format=torch.channels_last)
+    assert first.normalized(torch.bfloat16).images.dtype == torch.bfloat16
     assert first.labels.tolist() == [row % 3 for row in first.ids.tolist()]
 
 

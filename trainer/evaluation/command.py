@@ -79,7 +79,6 @@ def _score(net: Any, config: Config, index: Index, ranks: Ranks) -> ExitScores:
         rank=ranks.rank,
         world_size=ranks.world_size,
         device=ranks.device,
-        dtype=precision.image_dtype,
     )
     with closing(loader):
         return score_exits(net, loader, precision, per_sample=True)

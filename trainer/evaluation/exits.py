@@ -58,8 +58,9 @@ def score_exits(
     net.eval()
     try:
         for batch in batches:
+            images = batch.normalized(precision.image_dtype, precision.memory_format).images
             with precision.autocast():
-                logits = net(batch.images.to(precision.parameter_dtype))
+                logits = net(images)
             scores = exit_losses(logits, batch.labels)
             seen = batch.mask if batch.mask is not None else torch.ones_like(batch.labels, dtype=torch.bool)
             rows = torch.stack([scores.top1.double(), scores.top5.double(), scores.losses.double()])

@@ -39,8 +39,8 @@ class Precision:
 
     @property
     def image_dtype(self) -> torch.dtype:
-        """What the loader gives: half precision under autocast, else float32."""
-        return self.dtype if self.dtype in (torch.bfloat16, torch.float16) else torch.float32
+        """What the net is fed with: half precision under autocast, else the parameters' own."""
+        return self.dtype if self.dtype in (torch.bfloat16, torch.float16) else self.parameter_dtype
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -31,13 +31,13 @@ class Hooks:
 
 def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Requests, last: int) -> bool:
     """Run iterations state.progress.iteration to last - 1; False where a signal ended it early, after saving."""
-    progress, log_every = state.progress, state.config.run.log_every
+    progress, log_every, precision = state.progress, state.config.run.log_every, state.network.precision
     window = Window(state.network.module.num_exits, state.network.precision.device)
-    for batch in window.fetched(loader.batches(progress.iteration, last)):
+    for loaded in window.fetched(loader.batches(progress.iteration, last)):
+        batch = loaded.normalized(precision.image_dtype, precision.memory_format)
         for train_half, meta_half in batch.crossed_halves():
-            forward = HalfForward(
-                state.network, train_half, record=state.meta_due
-            )  # once: the lookahead and the real update share it
+            # Once: the lookahead and the real update share it.
+            forward = HalfForward(state.network, train_half, record=state.meta_due)
             if state.meta_due:
                 with window.meta_clock():
                     window.looked_ahead(meta_step(state, forward, meta_half))  # moves the weight net only

@@ -56,7 +56,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         ranks = stack.enter_context(process_group(options.device))
-        precision = resolve_precision(config.precision, ranks.device)
+        resolve_precision(config.precision, ranks.device)  # refuses before any image is read
         folder = RunFolder(options.run)
         folder.check(config)
         images = open_dataset(config.data, config.seed)
@@ -69,7 +69,6 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
             rank=ranks.rank,
             world_size=ranks.world_size,
             device=ranks.device,
-            dtype=precision.image_dtype,
         )
         stack.enter_context(closing(loader))
         total = loader.num_iterations(config.run.epochs)
@@ -263,7 +262,6 @@ class Training:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             device=self.ranks.device,
-            dtype=self.state.network.precision.image_dtype,
         )
         unreadable: list[str] = []
 
