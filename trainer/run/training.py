@@ -27,6 +27,7 @@ from trainer.run.folder import RunFolder
 from trainer.run.interval import Due
 from trainer.run.loop import Hooks, train
 from trainer.run.signals import Requests
+from trainer.telemetry.progress_bar import ProgressBar
 from trainer.telemetry.telemetry import Telemetry
 from trainer.telemetry.window import Reading
 
@@ -59,7 +60,8 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         resolve_precision(config.precision, ranks.device)  # refuses before any image is read
         folder = RunFolder(options.run)
         folder.check(config)
-        images = open_dataset(config.data, config.seed)
+        with closing(ProgressBar()) as progress:  # the first look at a large set reads every image's header
+            images = open_dataset(config.data, config.seed, progress=progress if ranks.is_first else None)
         loader = train_loader(
             config.data,
             images.train,
