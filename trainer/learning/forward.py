@@ -29,6 +29,7 @@ class Network:
 
     module   the bare net: parameters, buffers, and every pass at other parameters than its own
     tracked  what a training forward calls: the net itself, compiled or wrapped in DDP
+    compiled the compiled net, where there is one; it serves the passes at other parameters too
     """
 
     module: MultiExitNet
@@ -36,6 +37,7 @@ class Network:
     precision: Precision
     label_smoothing: float = 0.0
     accumulation: int = 1
+    compiled: nn.Module | None = None
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -48,16 +50,22 @@ class Network:
     @cached_property
     def replayable(self) -> bool:
         """Whether a forward pass can be recorded and followed leaf by leaf (a compiled one has no leaves)."""
-        return not self.precision.compile and not replayable(self.module)
+        return self.compiled is None and not replayable(self.module)
 
-    def logits(self, images: Tensor, parameters: dict[str, Tensor] | None = None) -> Logits:
-        """K train-mode logits [n, C]; at other parameters than the net's own, its buffers are left alone."""
+    def logits(self, images: Tensor, parameters: dict[str, Tensor] | None = None, eager: bool = False) -> Logits:
+        """K train-mode logits [n, C]; at other parameters than the net's own, its buffers are left alone.
+
+        eager: for what a compiled net cannot do, a second derivative or dual tensors.
+        """
         with self.precision.autocast():
             images = images.to(self.precision.parameter_dtype) if images.dtype == torch.float32 else images
             if parameters is None:
                 return self.tracked(images)
             with untracked_batch_norm(self.module):
-                return functional_call(self.module, parameters, (images,))
+                if eager or self.compiled is None:
+                    return functional_call(self.module, parameters, (images,))
+                named = {f"_orig_mod.{name}": value for name, value in parameters.items()}
+                return functional_call(self.compiled, named, (images,))
 
     def losses(self, logits: Logits, part: Batch) -> ExitLosses:
         return exit_losses(logits, part.labels, self.label_smoothing)
@@ -146,26 +154,14 @@ class HalfForward:
             self._values = _detached(seen)
         self._graph, self._tape, self._logits = None, None, ()
 
-    def directional_derivative(self, direction: Sequence[Tensor]) -> Tensor:
-        """[n, K]: the derivative of every loss along `direction` (one tensor per parameter).
+    def linearised(self, keep: bool = False) -> Linearised:
+        """The losses as a linear map of the parameters, at those of this pass.
 
-        By tangent replay of the recorded pass; where none was recorded by dual tensors, which run the pass again.
+        keep: with a copy of the parameters, so that the map stays true when the optimizer has moved them.
         """
-        moves = dict(zip(self.network.parameters, direction, strict=True))
-        smoothing = self.network.label_smoothing
-        if self._tape is not None:
-            with torch.no_grad():
-                with self.network.precision.autocast():
-                    tangents = self._tape.replay(self.half.images, moves)
-                return exit_losses_jvp(self._logits, tangents, self.half.labels, smoothing)
-        rows = []
-        with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)  # torch's own forward-mode rules
-            dual = {name: forward_ad.make_dual(p.detach(), moves[name]) for name, p in self.network.parameters.items()}
-            for part in self.parts:
-                losses = self.network.losses(self.network.logits(part.images, dual), part).losses
-                rows.append(forward_ad.unpack_dual(losses).tangent)
-        return torch.cat(rows)
+        at: dict[str, Tensor] = {**self.network.parameters} if self.at is None else self.at
+        at = {name: p.detach().clone() if keep else p.detach() for name, p in at.items()}
+        return Linearised(self.network, self.half, self.parts, at, self._tape, [z.detach() for z in self._logits])
 
     def _at_leaves(self, part: Batch) -> ExitLosses:
         """A pass of its own that moves no running statistics."""
@@ -174,6 +170,43 @@ class HalfForward:
 
     def _rows(self, cotangent: Tensor) -> Iterator[tuple[Batch, Tensor]]:
         return zip(self.parts, cotangent.split(len(self.parts[0])), strict=True)
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """What the derivative of a half's losses along a direction needs; it outlives the graph of the pass.
+
+    at            the parameters of the pass, by name
+    tape, logits  of the pass, where it was recorded
+    """
+
+    network: Network
+    half: Batch
+    parts: list[Batch]
+    at: dict[str, Tensor]
+    tape: Tape | None
+    logits: Logits
+
+    def along(self, direction: Sequence[Tensor]) -> Tensor:
+        """[n, K]: the derivative of every loss along `direction` (one tensor per parameter).
+
+        By tangent replay of the recorded pass; where none was recorded by dual tensors, which run the pass again.
+        """
+        moves = dict(zip(self.at, direction, strict=True))
+        network = self.network
+        if self.tape is not None:
+            with torch.no_grad():
+                with network.precision.autocast():
+                    tangents = self.tape.replay(self.half.images, self.at, moves)
+                return exit_losses_jvp(self.logits, tangents, self.half.labels, network.label_smoothing)
+        rows = []
+        with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)  # torch's own forward-mode rules
+            dual = {name: forward_ad.make_dual(p, moves[name]) for name, p in self.at.items()}
+            for part in self.parts:
+                losses = network.losses(network.logits(part.images, dual, eager=True), part).losses
+                rows.append(forward_ad.unpack_dual(losses).tangent)
+        return torch.cat(rows)
 
 
 def _detached(parts: Sequence[ExitLosses]) -> ExitLosses:

@@ -1,4 +1,4 @@
-"""How the weight net learns: the gradient of the meta loss through one virtual step of the backbone.
+"""How the weight net learns: the gradient of the meta loss through one step of the backbone.
 
 METHOD: training, meta update. With v the gradient of the meta loss at the looked-ahead parameters,
 
@@ -9,6 +9,7 @@ for n samples over all ranks, since the looked-ahead parameters are linear in th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,12 +22,13 @@ from kernels.exit_losses import exit_losses
 from kernels.exit_routing import quotas, route
 from kernels.lookahead import lookahead
 from trainer.learning.collectives import gather_rows, mean_over_ranks, sum_over_ranks, world_size
-from trainer.learning.forward import HalfForward, untracked_batch_norm
+from trainer.learning.forward import HalfForward, Linearised, untracked_batch_norm
 from trainer.learning.optim import momentum_buffers
 from trainer.learning.sample_weights import SampleWeights, weigh
 from trainer.learning.state import TrainState
 
 Form = Literal["exact", "double_backward", "finite_difference"]
+Schedule = Literal["paper", "online"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class MetaConfig:
     ratio        share of samples leaving at exit k in the meta loss is proportional to ratio^k (q)
     form         exact: one directional derivative, no second-order graph; double_backward: the specification;
                  finite_difference: two forwards, for operations without a forward-mode rule
+    schedule     paper: each half looks ahead, virtually, and is judged by the other half; two updates an iteration.
+                 online: the first half trains and the second, before it trains, judges that real update; one update
+                 an iteration, for half the price of one of the paper's. Nothing outlives the iteration
     lr, weight_decay  of the weight net's Adam
     difference   length of the finite difference's step in parameter space
     """
@@ -44,6 +49,7 @@ class MetaConfig:
     interval: int = 1
     ratio: float = 0.75
     form: Form = "exact"
+    schedule: Schedule = "paper"
     lr: float = 1e-4
     weight_decay: float = 1e-4
     difference: float = 1e-3
@@ -54,18 +60,41 @@ class MetaConfig:
         for name in ("ratio", "lr", "difference"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"meta.{name} is {getattr(self, name)}; it must be positive")
+        if self.schedule == "online" and self.form == "double_backward":
+            raise ValueError(
+                "meta.form is double_backward, which differentiates through a virtual step, with meta.schedule online, "
+                "whose step is the real one; use meta.form=exact or meta.schedule=paper"
+            )
         if self.weight_decay < 0:
             raise ValueError(f"meta.weight_decay is {self.weight_decay}; it must not be negative")
 
 
+@dataclass(frozen=True)
+class Update:
+    """An update of the backbone as the weight net is judged by it: the weights it took, and its half's losses."""
+
+    weights: SampleWeights
+    losses: Linearised
+
+
 def meta_step(state: TrainState, forward: HalfForward, meta_half: Batch) -> dict[str, Tensor]:
-    """Move the weight net once, along the gradient of the meta loss on `meta_half`; the backbone stays.
+    """Move the weight net once, along the gradient of the meta loss; the backbone stays.
 
     forward    the pass over the half that trains, at the backbone's parameters
-    Returns device scalars: meta_loss.
+    meta_half  the other half, on which the paper's schedule takes the meta loss
+    Returns device scalars: meta_loss. With the online schedule the iteration's first half is only kept, and {} comes
+    back; its update then is what the second half's pass judges.
     """
     assert state.weight_net is not None
+    if state.config.meta.schedule == "online" and state.update is not None:
+        update, state.update = state.update, None
+        cotangent, meta_loss = judged(state, update, forward)
+        state.step_weight_net(update.weights, cotangent)
+        return {"meta_loss": meta_loss}
     weights = weigh(state.weight_net, forward.values.losses, forward.values.confidences, state.config.sample_weights)
+    if state.config.meta.schedule == "online":
+        state.update = Update(weights, forward.linearised(keep=True))
+        return {}
     cotangent, meta_loss = meta_gradient(state, forward, weights, meta_half)
     state.step_weight_net(weights, cotangent)
     return {"meta_loss": meta_loss}
@@ -79,23 +108,34 @@ def meta_gradient(
         return _by_double_backward(state, forward.half, weights, meta_half)
     scale = state.loss_scale()
     grads = mean_over_ranks(forward.gradient(weights.values * (scale / len(weights.values))))
-    ahead = _look_ahead(state, [grad / scale for grad in grads] if state.scaled else grads)
-    meta = HalfForward(state.network, meta_half, ahead)
+    ahead = _look_ahead(state, list(torch._foreach_div(grads, scale)) if state.scaled else grads)
+    return judged(state, Update(weights, forward.linearised()), HalfForward(state.network, meta_half, ahead))
+
+
+def judged(state: TrainState, update: Update, meta: HalfForward) -> tuple[Tensor, Tensor]:
+    """What `meta_gradient` gives, for an update that leads to the parameters of the pass `meta`."""
+    scale = state.loss_scale()
     cotangent, meta_loss = meta_cotangent(meta.values.losses, meta.values.confidences, state.config.meta.ratio)
     v = sum_over_ranks(meta.gradient(cotangent * scale))
     stretch: Tensor | float = scale
     if state.scaled:
         # The tangent pass is linear: along a direction as long as the parameters, fp16 neither over- nor underflows.
-        stretch = _norm(list(state.network.parameters.values())) / _norm([g / scale for g in v])
-        v = [g * (stretch / scale) for g in v]
+        stretch = _norm(list(update.losses.at.values())) / _norm(torch._foreach_div(v, scale))
+        v = list(torch._foreach_mul(v, stretch / scale))
     if state.config.meta.form == "finite_difference":
-        slope = _finite_difference(state, forward, v, state.config.meta.difference)
+        slope = _finite_difference(update.losses, v, state.config.meta.difference)
     else:
-        slope = forward.directional_derivative(v)
+        slope = update.losses.along(v)
     optim = state.config.optim
     factor = 1.0 + optim.momentum if optim.nesterov else 1.0
-    num_samples = len(forward.half) * world_size()
-    return slope * (-state.lr * factor / num_samples) / stretch, meta_loss
+    num_samples = len(update.losses.half) * world_size()
+    slope = slope * (-state.lr * factor / num_samples) / stretch
+    if state.scaled and meta.at is None:
+        # A real update that overflowed was left out: no weight had a part in where the parameters are.
+        now = [p.detach() for p in state.network.parameters.values()]
+        steps = torch._foreach_sub(now, list(update.losses.at.values()))
+        slope = slope * torch.stack(torch._foreach_norm(steps)).any()
+    return slope, meta_loss
 
 
 def _look_ahead(state: TrainState, grads: list[Tensor]) -> dict[str, Tensor]:
@@ -128,28 +168,26 @@ def meta_cotangent(losses: Tensor, confidences: Tensor, ratio: float) -> tuple[T
     return cotangent, meta_loss
 
 
-def _finite_difference(state: TrainState, forward: HalfForward, v: list[Tensor], length: float) -> Tensor:
+def _finite_difference(losses: Linearised, v: list[Tensor], length: float) -> Tensor:
     """Central difference of the losses along v, [n, K]; in float32 whatever the training precision.
 
     Half precision cannot resolve the difference: its relative error there exceeds 1.
     """
-    step = length / _norm(v)
-    parameters = state.network.parameters
+    network, step = losses.network, length / _norm(v)
     moved = []
-    with torch.no_grad(), untracked_batch_norm(state.network.module):
+    with torch.no_grad(), untracked_batch_norm(network.module):
         for sign in (1.0, -1.0):
-            at = {n: p + sign * step * d for (n, p), d in zip(parameters.items(), v, strict=True)}
+            ends = torch._foreach_add(list(losses.at.values()), torch._foreach_mul(v, sign * step))
+            at = dict(zip(losses.at, ends, strict=True))
             rows = []
-            for part in forward.parts:
-                logits = functional_call(
-                    state.network.module, at, (part.images.to(state.network.precision.parameter_dtype),)
-                )
-                rows.append(exit_losses(logits, part.labels, state.network.label_smoothing).losses)
+            for part in losses.parts:
+                logits = functional_call(network.module, at, (part.images.to(network.precision.parameter_dtype),))
+                rows.append(exit_losses(logits, part.labels, network.label_smoothing).losses)
             moved.append(torch.cat(rows))
     return (moved[0] - moved[1]) / (2.0 * step)
 
 
-def _norm(tensors: list) -> Tensor:
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all tensors together, a device scalar that is never zero."""
     return torch.stack(torch._foreach_norm([t.detach() for t in tensors])).norm().clamp(min=1e-30)
 
@@ -170,7 +208,7 @@ def _by_double_backward(
         )
     parameters = network.parameters
     w = weights.values.clone().requires_grad_()
-    logits = network.logits(train_half.images, dict(parameters))
+    logits = network.logits(train_half.images, dict(parameters), eager=True)
     losses = exit_losses(logits, train_half.labels, network.label_smoothing, backend="reference").losses
     weighted = (w * losses).sum() / len(losses)
     grads = torch.autograd.grad(weighted, list(parameters.values()), create_graph=True)
@@ -189,7 +227,7 @@ def _by_double_backward(
     )
     for theta in ahead:
         theta.register_hook(lambda grad: sum_over_ranks([grad])[0])
-    logits = network.logits(meta_half.images, dict(zip(parameters, ahead, strict=True)))
+    logits = network.logits(meta_half.images, dict(zip(parameters, ahead, strict=True)), eager=True)
     meta = exit_losses(logits, meta_half.labels, network.label_smoothing, backend="reference")
     cotangent, meta_loss = meta_cotangent(meta.losses.detach(), meta.confidences, state.config.meta.ratio)
     # As in the authors' program the pass goes on to the backbone's parameters; what it finds there is dropped.

@@ -15,6 +15,7 @@ from trainer.models.weight_net import WeightNet
 
 if TYPE_CHECKING:
     from trainer.config import Config
+    from trainer.learning.meta_gradient import Update
     from trainer.learning.sample_weights import SampleWeights
 
 
@@ -29,7 +30,10 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """One owner of everything that training moves."""
+    """One owner of everything that training moves.
+
+    update  the iteration's first update, until its second half has judged it (meta.schedule online); else None
+    """
 
     config: Config
     network: Network
@@ -39,6 +43,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     progress: Progress
     lr: float = field(init=False, default=0.0)
+    update: Update | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.set_learning_rates()
@@ -60,6 +65,7 @@ class TrainState:
 
     def advance(self) -> None:
         """One iteration (both halves) is done."""
+        assert self.update is None
         self.progress.iteration += 1
         self.set_learning_rates()
 

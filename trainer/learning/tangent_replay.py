@@ -2,13 +2,13 @@
 
 In the recorded pass every leaf of the net keeps what its tangent rule needs: tensors that autograd holds anyway. Then
 the net's own forward runs once more, on tangents, each leaf replaced by its rule; what lies between leaves
-(concatenation, flattening, interpolation) is linear and runs as it is. One forward's worth of work, where dual tensors
-compute the primal again.
+(concatenation, flattening, interpolation) is linear and runs as it is. Where dual tensors compute the primal again and
+two convolutions for the tangent of each one, the replay has the two alone: that is its floor, about two forwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -45,14 +45,21 @@ class Tape:
             raise RuntimeError(f"a {type(leaf).__name__} runs twice in one forward; it cannot be replayed")
         self.kept[leaf] = RULES[type(leaf)][0](inputs[0], output)
 
-    def replay(self, images: Tensor, direction: dict[str, Tensor]) -> Sequence[Tensor]:
-        """Tangents of the logits, K tensors [n, C], along `direction` (by parameter name). Call without grad."""
+    def replay(
+        self, images: Tensor, parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]
+    ) -> Sequence[Tensor]:
+        """Tangents of the logits, K tensors [n, C], along `direction` at the recorded pass's parameters.
+
+        parameters, direction  by parameter name; the first hold the values of the pass, since the net's own may have
+                               moved meanwhile. Call without grad.
+        """
         zero = images.new_zeros(()).expand(images.shape)  # the images do not move; no memory behind it
         leaves = {leaf: name for name, leaf in self.module.named_modules() if leaf in self.kept}
         try:
             for leaf, name in leaves.items():
-                moves = {key: direction[f"{name}.{key}"] for key, _ in leaf.named_parameters(recurse=False)}
-                leaf.forward = partial(_follow, RULES[type(leaf)][1], leaf, self.kept[leaf], moves, zero)
+                own = [key for key, _ in leaf.named_parameters(recurse=False)]
+                at, moves = ({key: values[f"{name}.{key}"] for key in own} for values in (parameters, direction))
+                leaf.forward = partial(_follow, RULES[type(leaf)][1], leaf, self.kept[leaf], at, moves, zero)
             return self.module(zero)
         finally:
             for leaf in leaves:
@@ -70,9 +77,9 @@ def replayable(module: nn.Module) -> str:
 
 
 def _follow(
-    rule: Callable[..., Tensor], leaf: nn.Module, kept: Kept, moves: Kept, zero: Tensor, tangent: Tensor
+    rule: Callable[..., Tensor], leaf: nn.Module, kept: Kept, at: Kept, moves: Kept, zero: Tensor, tangent: Tensor
 ) -> Tensor:
-    return rule(leaf, kept, moves, None if tangent is zero else tangent)
+    return rule(leaf, kept, at, moves, None if tangent is zero else tangent)
 
 
 def _keep_input(x: Tensor, _: Tensor) -> Kept:
@@ -96,24 +103,25 @@ def _keep_max_pool(x: Tensor, y: Tensor) -> Kept:
     return {"x": x.detach()} if indices is None else {"indices": indices}
 
 
-def _conv(leaf: nn.Conv2d, kept: Kept, moves: Kept, t: Tensor | None) -> Tensor:
-    def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, leaf.stride, leaf.padding, leaf.dilation)
-
+def _conv(leaf: nn.Conv2d, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+    """y' = conv(x, W') + conv(t, W): two convolutions, since one over concatenated channels copies x and t first."""
+    moved = F.conv2d(kept["x"], moves["weight"], moves.get("bias"), leaf.stride, leaf.padding, leaf.dilation)
     if t is None:
-        return convolved(kept["x"], moves["weight"], moves.get("bias"))
-    # conv(t, W) + conv(x, W') as one convolution over concatenated channels.
-    both = torch.cat([t, kept["x"].to(t.dtype)], dim=1)
-    return convolved(both, torch.cat([leaf.weight, moves["weight"]], dim=1), moves.get("bias"))
+        return moved
+    return moved.add_(F.conv2d(t, at["weight"], None, leaf.stride, leaf.padding, leaf.dilation))
 
 
-def _linear(leaf: nn.Linear, kept: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+def _linear(_: nn.Linear, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
     assert t is not None
-    return F.linear(t, leaf.weight) + F.linear(kept["x"], moves["weight"], moves.get("bias"))
+    return F.linear(t, at["weight"]) + F.linear(kept["x"], moves["weight"], moves.get("bias"))
 
 
-def _batch_norm(leaf: nn.BatchNorm2d, kept: Kept, moves: Kept, t: Tensor | None) -> Tensor:
-    """y' = J t + gamma' xhat + beta'; J, the Jacobian in x, is that of the backward pass: it is its own adjoint."""
+def _batch_norm(leaf: nn.BatchNorm2d, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+    """y' = J t + gamma' xhat + beta' in two passes over memory: slope_t * t + slope_x * x + offset, by channel.
+
+    J, the Jacobian in x, is its own adjoint up to gamma: the two sums over t that it takes in batch statistics are what
+    the backward kernel gives as gradients of gamma and beta.
+    """
     assert t is not None
     x = kept["x"]
     if leaf.training:
@@ -122,24 +130,27 @@ def _batch_norm(leaf: nn.BatchNorm2d, kept: Kept, moves: Kept, t: Tensor | None)
         else:
             variance, mean = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, dim=(0, 2, 3), correction=0)
             invstd = (variance + leaf.eps).rsqrt()
-        moved = torch.ops.aten.native_batch_norm_backward(
-            t, x, leaf.weight, None, None, mean, invstd, True, leaf.eps, [True, False, False]
-        )[0]
+        _, along_xhat, along_one = torch.ops.aten.native_batch_norm_backward(
+            t, x, at["weight"], None, None, mean, invstd, True, leaf.eps, [False, True, True]
+        )
+        slope_t = at["weight"] * invstd
+        slope_x = (moves["weight"] - slope_t * along_xhat * (t.shape[1] / t.numel())) * invstd
+        offset = moves["bias"] - slope_t * along_one * (t.shape[1] / t.numel()) - slope_x * mean
     else:
         assert leaf.running_mean is not None
         assert leaf.running_var is not None
         mean, invstd = leaf.running_mean, (leaf.running_var + leaf.eps).rsqrt()
-        moved = t * (leaf.weight * invstd).to(t.dtype)[:, None, None]
-    slope = moves["weight"] * invstd
-    offset = moves["bias"] - slope * mean
-    return moved.add_(torch.addcmul(offset.to(x.dtype)[:, None, None], x, slope.to(x.dtype)[:, None, None]))
+        slope_t, slope_x = at["weight"] * invstd, moves["weight"] * invstd
+        offset = moves["bias"] - slope_x * mean
+    slope_t, slope_x, offset = (values.to(x.dtype)[:, None, None] for values in (slope_t, slope_x, offset))
+    return torch.addcmul(offset, x, slope_x).addcmul_(t, slope_t)
 
 
-def _relu(_: nn.ReLU, kept: Kept, __: Kept, t: Tensor | None) -> Tensor:
+def _relu(_: nn.ReLU, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
     return torch.ops.aten.threshold_backward(t, kept["y"], 0)
 
 
-def _max_pool(leaf: nn.MaxPool2d, kept: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+def _max_pool(leaf: nn.MaxPool2d, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
     assert t is not None
     indices = kept.get("indices")
     if indices is None:
@@ -149,7 +160,7 @@ def _max_pool(leaf: nn.MaxPool2d, kept: Kept, moves: Kept, t: Tensor | None) -> 
     return t.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
 
 
-def _linear_map(leaf: nn.Module, _: Kept, __: Kept, t: Tensor | None) -> Tensor:
+def _linear_map(leaf: nn.Module, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
     return type(leaf).forward(leaf, t)
 
 

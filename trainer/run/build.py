@@ -42,12 +42,14 @@ def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ran
         weight_net_optimizer = torch.optim.Adam(
             weight_net.parameters(), lr=config.meta.lr, weight_decay=config.meta.weight_decay
         )
+    compiled = _compiled(module) if precision.compile else None
     network = Network(
         module,
-        _tracked(module, config, precision, ranks),
+        _tracked(module if compiled is None else compiled, ranks),
         precision,
         config.optim.label_smoothing,
         config.optim.accumulation,
+        compiled,
     )
     return TrainState(
         config=config,
@@ -60,14 +62,15 @@ def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ran
     )
 
 
-def _tracked(module: nn.Module, config: Config, precision: Precision, ranks: Ranks) -> nn.Module:
-    """The net as the training forward calls it: compiled, wrapped in DDP, or as it is."""
-    tracked: nn.Module = module
-    if precision.compile:
-        # The lookahead and the real update are two backward passes of one compiled graph: it may not eat its inputs.
-        torch._functorch.config.donated_buffer = False
-        tracked = torch.compile(module)  # type: ignore[assignment]
-        logger.info("precision.compile: the first step compiles the net, which takes minutes the first time")
+def _compiled(module: nn.Module) -> nn.Module:
+    # The lookahead and the real update are two backward passes of one compiled graph: it may not eat its inputs.
+    torch._functorch.config.donated_buffer = False
+    logger.info("precision.compile: the first steps compile the net, which takes minutes the first time")
+    return torch.compile(module)  # type: ignore[return-value]
+
+
+def _tracked(tracked: nn.Module, ranks: Ranks) -> nn.Module:
+    """The net as the training forward calls it: wrapped in DDP where there are several ranks."""
     if ranks.world_size > 1:
         # Running statistics are averaged over ranks once an iteration; no forward broadcasts them.
         name = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"

@@ -79,7 +79,9 @@ class Window:
         self._weights, self._losses = step.get("weights"), step.get("losses")
 
     def looked_ahead(self, step: dict[str, Tensor]) -> None:
-        """Add a meta step's loss, already over all ranks."""
+        """Add a meta step's loss, already over all ranks; nothing where it only kept what a later one needs."""
+        if not step:
+            return
         self._sums[2 * self.num_exits + 1] += step["meta_loss"]
         self._sums[2 * self.num_exits + 2] += 1
 

@@ -29,6 +29,7 @@ CASES = {
     "exact-mat": {},
     "exact-row-nesterov": {"centre": "row", "nesterov": True},
     "exact-col-accumulated": {"centre": "col", "accumulation": 2},
+    "online": {"schedule": "online", "nesterov": True},
     "double-backward": {"form": "double_backward"},
     "batch-statistics": {"batch_norm": "batch"},
     "bf16": {"dtype": "bf16"},
@@ -62,7 +63,7 @@ def main(folder: Path) -> None:
                 ),
                 sample_weights=SampleWeightsConfig(epsilon=0.8, centre=case.get("centre", "mat")),
                 weight_net=WeightNetConfig(width=10),
-                meta=MetaConfig(form=case.get("form", "exact"), lr=1e-2),
+                meta=MetaConfig(form=case.get("form", "exact"), schedule=case.get("schedule", "paper"), lr=1e-2),
                 precision=PrecisionConfig(dtype=case.get("dtype", "float64")),
             )
             state = build_state(config, 10, Progress(0, 10), ranks)

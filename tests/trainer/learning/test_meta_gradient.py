@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from dataloading.batch import Batch
 from trainer.config import Config
 from trainer.learning.forward import HalfForward
-from trainer.learning.meta_gradient import Form, MetaConfig, meta_gradient, meta_step
+from trainer.learning.meta_gradient import Form, MetaConfig, Schedule, Update, judged, meta_gradient, meta_step
 from trainer.learning.optim import OptimConfig
 from trainer.learning.precision import PrecisionConfig
 from trainer.learning.sample_weights import Centre, SampleWeightsConfig, weigh
@@ -40,6 +41,7 @@ def state_of(
     model: ModelConfig,
     *,
     form: Form = "exact",
+    schedule: Schedule = "paper",
     centre: Centre = "mat",
     dtype: str = "float64",
     update_batch: int = 8,
@@ -47,6 +49,7 @@ def state_of(
     nesterov: bool = False,
     ratio: float = 0.75,
     difference: float = 1e-3,
+    compiled: bool = False,
 ) -> TrainState:
     config = Config(
         recipe="test",
@@ -54,8 +57,8 @@ def state_of(
         optim=OptimConfig(update_batch, base_batch=update_batch, nesterov=nesterov, accumulation=accumulation),
         sample_weights=SampleWeightsConfig(epsilon=0.8, centre=centre),
         weight_net=WeightNetConfig(depth=2, width=10),
-        meta=MetaConfig(form=form, ratio=ratio, difference=difference),
-        precision=PrecisionConfig(dtype=dtype),
+        meta=MetaConfig(form=form, schedule=schedule, ratio=ratio, difference=difference),
+        precision=PrecisionConfig(dtype=dtype, compile=compiled),
     )
     return build_state(config, 10, Progress(0, 100), ALONE)
 
@@ -154,6 +157,115 @@ def test_meta_step_moves_the_weight_net_only(form: Form) -> None:
         assert torch.equal(held, slot["momentum_buffer"])
     assert not any(torch.equal(p, q) for p, q in zip(state.weight_net.parameters(), weight_net, strict=True))
     train_step(state, forward)  # the shared graph still serves the real update
+
+
+def online_gradient(state: TrainState, batch: Batch, *, record: bool = True) -> Tensor:
+    """d meta_loss / d w of the first half's real update, judged by the second half, after a step of each half."""
+    for a, _b in batch.crossed_halves():
+        train_step(state, HalfForward(state.network, a))
+    a, b = next(batch.crossed_halves())
+    forward = HalfForward(state.network, a, record=record)
+    assert state.weight_net is not None
+    weights = weigh(state.weight_net, forward.values.losses, forward.values.confidences, state.config.sample_weights)
+    update = Update(weights, forward.linearised(keep=True))
+    train_step(state, forward)
+    return judged(state, update, HalfForward(state.network, b))[0]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("record", [True, False], ids=["replay", "dual-tensors"])
+def test_online_judges_the_real_update(nesterov: bool, record: bool) -> None:
+    """The weights have moved by then; the derivative is still that at the parameters before the update."""
+    model, batch = msdnet_cifar(3), batch_of(16)
+    expected = gradient_after(state_of(model, form="double_backward", nesterov=nesterov), batch)
+    state = state_of(model, schedule="online", nesterov=nesterov)
+    assert relative(online_gradient(state, batch, record=record), expected) < 1e-9
+
+
+def test_online_accumulates() -> None:
+    model = dataclasses.replace(msdnet_cifar(3), batch_norm="running")
+    expected = gradient_after(state_of(model, form="double_backward"), batch_of(16))
+    actual = online_gradient(state_of(model, schedule="online", accumulation=4), batch_of(16))
+    assert relative(actual, expected) < 1e-9
+
+
+def test_online_step_left_out_teaches_nothing() -> None:
+    """Where fp16's loss scale overflows the backbone stays, whatever the weights; scaled, the rest is as unscaled."""
+    batch = batch_of(16)
+    expected = gradient_after(state_of(msdnet_cifar(3)), batch)
+    state = state_of(msdnet_cifar(3), schedule="online")
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    assert relative(online_gradient(state, batch), expected) < 1e-9
+
+    a, b = next(batch.crossed_halves())
+    forward = HalfForward(state.network, a, record=True)
+    meta_step(state, forward, b)
+    forward.backward(torch.full((8, 3), torch.inf, dtype=torch.float64), state.scaler.scale)
+    state.step_backbone()
+    assert state.update is not None
+    slope, _ = judged(state, state.update, HalfForward(state.network, b))
+    assert torch.equal(slope, torch.zeros_like(slope))
+
+
+def test_online_moves_the_weight_net_once_an_iteration_and_keeps_nothing() -> None:
+    state, batch = state_of(msdnet_cifar(3), schedule="online"), batch_of(16)
+    assert state.weight_net is not None
+    tapes, moved = [], []
+    for a, b in batch.crossed_halves():
+        before = [p.detach().clone() for p in state.weight_net.parameters()]
+        forward = HalfForward(state.network, a, record=True)
+        tapes.append(weakref.ref(forward._tape))
+        metrics = meta_step(state, forward, b)
+        train_step(state, forward)
+        moved.append(any(not torch.equal(p, q) for p, q in zip(state.weight_net.parameters(), before, strict=True)))
+        assert ("meta_loss" in metrics) is moved[-1]
+    assert moved == [False, True]
+    state.advance()
+    assert [tape() for tape in tapes] == [None, None]
+
+
+def test_online_has_no_double_backward() -> None:
+    with pytest.raises(ValueError, match=r"meta\.schedule online"):
+        MetaConfig(form="double_backward", schedule="online")
+
+
+def test_a_net_without_rules_is_followed_by_dual_tensors() -> None:
+    batch, grads = batch_of(16), []
+    forms: tuple[Form, ...] = ("double_backward", "exact")
+    for form in forms:
+        state = state_of(msdnet_cifar(3), form=form)
+        for layer in [m for m in state.network.module.modules() if hasattr(m, "relu")]:
+            layer.relu = torch.nn.Softplus()
+        grads.append(gradient_after(state, batch))
+    assert not state.network.replayable
+    assert HalfForward(state.network, batch[:8], record=True)._tape is None
+    assert relative(grads[1], grads[0]) < 1e-9
+
+
+@pytest.mark.parametrize("schedule", ["paper", "online"])
+def test_compiled_steps_are_the_eager_ones(schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One compiled graph serves two backward passes, at moving parameters ("aot_eager": all but code)."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="aot_eager"))
+    model = dataclasses.replace(msdnet_cifar(2), first_channels=8, growth=4, classifier_channels=16)
+    ends = []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._functorch.config.patch(donated_buffer=True):  # whatever it is, it is put back
+        for compiled in (False, True):
+            state = state_of(model, schedule=schedule, compiled=compiled)
+            for _ in range(2):
+                for a, b in batch_of(16).crossed_halves():
+                    forward = HalfForward(state.network, a, record=True)
+                    meta_step(state, forward, b)
+                    train_step(state, forward)
+                state.advance()
+            assert state.weight_net is not None
+            tensors = [*state.network.module.state_dict().values(), *state.weight_net.state_dict().values()]
+            ends.append(torch.cat([t.detach().double().flatten() for t in tensors]))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (2 if schedule == "paper" else 1)
+    torch._dynamo.reset()
+    assert relative(ends[1], ends[0]) < 1e-9
 
 
 def test_bf16_points_the_same_way() -> None:

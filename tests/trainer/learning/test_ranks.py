@@ -29,7 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", ["exact-mat", "exact-row-nesterov", "exact-col-accumulated", "double-backward"])
+@pytest.mark.parametrize(
+    "case", ["exact-mat", "exact-row-nesterov", "exact-col-accumulated", "online", "double-backward"]
+)
 def test_two_ranks_are_one(folder: Path, case: str) -> None:
     one, two = (np.load(folder / f"{case}-0-of-{world}.npz") for world in (1, 2))
     assert set(one.files) == set(two.files)
