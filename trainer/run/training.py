@@ -74,8 +74,8 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         )
         stack.enter_context(closing(loader))
         total = loader.num_iterations(config.run.epochs)
-        progress = Progress(0, total, warmup_iterations(config, total))
-        state = build_state(config, len(images.classes), progress, ranks)
+        start = Progress(0, total, warmup_iterations(config, total))
+        state = build_state(config, len(images.classes), start, ranks)
         if ranks.is_first:  # only now: a start that is refused leaves nothing behind
             folder.claim(config)
         ranks.barrier()

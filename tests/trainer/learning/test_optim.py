@@ -1,0 +1,86 @@
+"""The learning rate at every iteration, and SGD as METHOD writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from trainer.learning.optim import OptimConfig, build_sgd, cosine, momentum_buffers, set_learning_rate
+from trainer.recipes.catalogue import recipe
+
+
+def test_cosine_values() -> None:
+    """METHOD: lr0/2 (1 + cos(pi t / T)) at iteration t of T; zero is reached only behind the last one."""
+    assert [cosine(t, 4) for t in range(5)] == pytest.approx([1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0.0])
+    assert all(cosine(t, 1000) == 0.5 * (1 + math.cos(math.pi * t / 1000)) for t in range(1000))
+
+
+@given(total=st.integers(2, 10_000), data=st.data())
+def test_warmup_rises_to_the_peak_and_the_cosine_falls_from_it(total: int, data: st.DataObject) -> None:
+    warmup = data.draw(st.integers(0, total - 1))
+    rates = [cosine(t, total, warmup) for t in range(total)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[:warmup] == pytest.approx([(t + 1) / warmup for t in range(warmup)])
+    assert rates[warmup] == 1.0
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert cosine(total, total, warmup) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_peak_learning_rates_are_the_published_ones() -> None:
+    assert recipe("imagenet-msdnet-step4").optim.peak_lr == pytest.approx(0.8)
+    assert recipe("cifar100-msdnet-5exits").optim.peak_lr == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_two_steps_written_out(nesterov: bool) -> None:
+    """METHOD: d = g + wd theta; m = mu m + d (m = d at first); s = d + mu m with Nesterov, else m; theta -= lr s."""
+    config = OptimConfig(update_batch=64, base_lr=0.2, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimizer = build_sgd([parameter], config)
+    assert momentum_buffers(optimizer, [parameter]) == [None]
+    theta, m = parameter.detach().clone(), None
+    for lr, gradient in ((0.2, [0.5, 1.0]), (0.1, [-1.0, 3.0])):
+        set_learning_rate(optimizer, lr)
+        g = parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        d = g + 0.01 * theta
+        m = d.clone() if m is None else 0.9 * m + d
+        theta = theta - lr * (d + 0.9 * m if nesterov else m)
+        assert torch.allclose(parameter, theta, atol=1e-15)
+        (buffer,) = momentum_buffers(optimizer, [parameter])
+        assert buffer is not None
+        assert torch.allclose(buffer, m, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("update_batch", 0),
+        ("base_batch", 0),
+        ("base_lr", 0.0),
+        ("momentum", 1.0),
+        ("weight_decay", -1e-4),
+        ("label_smoothing", 1.0),
+        ("warmup_epochs", -1.0),
+        ("accumulation", 3),
+    ],
+)
+def test_values_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"optim\.{name} is {value}; it must"):
+        dataclasses.replace(OptimConfig(update_batch=8), **{name: value})  # type: ignore[arg-type]
+
+
+def test_nesterov_needs_momentum() -> None:
+    with pytest.raises(ValueError, match=r"optim\.nesterov needs optim\.momentum above 0"):
+        OptimConfig(nesterov=True, momentum=0.0)
+
+
+def test_apex_is_never_replaced_silently() -> None:
+    with pytest.raises(ValueError, match=r"optim\.backend is apex.*amp_C.*optim\.backend=torch"):
+        build_sgd([nn.Parameter(torch.zeros(1))], OptimConfig(backend="apex"))

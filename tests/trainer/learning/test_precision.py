@@ -1,0 +1,55 @@
+"""Which number formats a device gets, and which it is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.learning import precision
+from trainer.learning.precision import PrecisionConfig, resolve_precision
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_fp16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ValueError, match=r"precision\.dtype is fp16 on a CPU.*use bf16 or float32"):
+        resolve_precision(PrecisionConfig(dtype="fp16"), CPU)
+
+
+def test_bf16_is_refused_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    with pytest.raises(ValueError, match=r"precision\.dtype is bf16.*use float32"):
+        resolve_precision(PrecisionConfig(dtype="bf16"), CPU)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    assert resolve_precision(PrecisionConfig(dtype="bf16"), CPU).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_follows_the_device(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    on_gpu, on_cpu = (resolve_precision(PrecisionConfig(), device) for device in (GPU, CPU))
+    assert on_gpu.dtype == expected
+    assert on_gpu.memory_format == torch.channels_last
+    assert on_cpu.dtype == torch.float32
+    assert on_cpu.memory_format == torch.contiguous_format
+
+
+@pytest.mark.parametrize(
+    ("dtype", "parameters", "images", "scaled"),
+    [
+        ("float32", torch.float32, torch.float32, False),
+        ("float64", torch.float64, torch.float64, False),
+        ("bf16", torch.float32, torch.bfloat16, False),
+        ("fp16", torch.float32, torch.float16, True),
+    ],
+)
+def test_what_is_kept_in_which_format(dtype: str, parameters: torch.dtype, images: torch.dtype, scaled: bool) -> None:
+    chosen = resolve_precision(PrecisionConfig(dtype=dtype), GPU)  # type: ignore[arg-type]
+    assert (chosen.parameter_dtype, chosen.image_dtype, chosen.scaled) == (parameters, images, scaled)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("on", torch.channels_last), ("off", torch.contiguous_format)])
+def test_channels_last_can_be_set(setting: str, expected: torch.memory_format) -> None:
+    for device in (CPU, GPU):
+        chosen = resolve_precision(PrecisionConfig(channels_last=setting), device)  # type: ignore[arg-type]
+        assert chosen.memory_format == expected

@@ -1,0 +1,109 @@
+"""A run that was interrupted ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.run.checkpoint import load_latest
+from trainer.telemetry.jsonl import read_log, read_rows
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint = load_latest(run)
+    assert checkpoint is not None
+    return checkpoint.tensors
+
+
+def assert_alike(run: Path, other: Path) -> None:
+    """Backbone, momentum, weight net, its Adam and the generator, bit for bit."""
+    ours, theirs = tensors_of(run), tensors_of(other)
+    assert ours.keys() == theirs.keys()
+    groups = {name.split(".")[0] for name in ours}
+    assert {"model", "optimizer", "generator"} <= groups
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "stops"),
+    [
+        (["meta.interval=2"], [4]),
+        (["meta.interval=2"], [1, 2, 5]),  # before, at and after a meta update; inside and behind an epoch's end
+        (["meta.interval=1", "optim.accumulation=2", "sample_weights.centre=mat"], [3]),
+        (["meta.interval=2", "optim.nesterov=true", "model.batch_norm=running"], [3]),
+        (["sample_weights.enabled=false"], [4]),
+        (["meta.interval=1", "meta.schedule=online"], [4]),
+        (["meta.interval=2", "precision.dtype=float64"], [4]),
+    ],
+    ids=["weighted", "three-stops", "accumulated", "nesterov-running", "baseline", "online", "float64"],
+)
+def test_stopped_and_started_again(
+    earlybird: Any, image_folder: Path, tmp_path: Path, settings: list[str], stops: list[int]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert earlybird.train(whole, *settings, data=image_folder).json["status"] == "completed"
+    for last, status in (*((stop, "stopped") for stop in stops), (0, "completed")):
+        torch.manual_seed(last)  # nothing may hang on what the process drew before
+        outcome = earlybird.train(parts, *settings, data=image_folder, more=["--max-steps", last])
+        assert outcome.json["status"] == status
+    assert_alike(whole, parts)
+    assert ("weight_net_optimizer.exp_avg.output.weight" in tensors_of(parts)) == ("enabled=false" not in settings[0])
+
+
+def test_what_changes_no_weight_may_change(earlybird: Any, image_folder: Path, tmp_path: Path) -> None:
+    """Threads, prefetch, log, checkpoint and evaluation rhythm, the data's place."""
+    whole, parts, moved = tmp_path / "whole", tmp_path / "parts", tmp_path / "moved"
+    assert earlybird.train(whole, data=image_folder, more=["--max-steps", 8]).code == 0
+    assert earlybird.train(parts, data=image_folder, more=["--max-steps", 3]).code == 0
+    moved.symlink_to(image_folder)
+    free = ["data.num_threads=2", "data.prefetch=1", "run.log_every=1", "checkpoint.every=1steps", "checkpoint.keep=1"]
+    assert earlybird.train(parts, *free, "run.evaluate_every=1", data=moved, more=["--max-steps", 8]).code == 0
+    assert_alike(whole, parts)
+
+
+def test_killed_at_any_moment(earlybird: Any, image_folder: Path, tmp_path: Path) -> None:
+    """SIGKILL twice, at moments drawn anew each time, while every iteration writes a checkpoint."""
+    settings = ["run.epochs=1000", "meta.interval=2", "run.log_every=1"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "trainer", *earlybird.arguments(killed, *settings, data=image_folder)]
+    for least in (5, 20):
+        process = subprocess.Popen(
+            [*command, "--set", "checkpoint.every=1steps"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            while process.poll() is None and sum(row["event"] == "checkpoint" for row in rows(killed)) < least:
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.2))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert process.returncode == -signal.SIGKILL
+    reached = load_latest(killed)
+    assert reached is not None
+    assert reached.iteration >= 20
+    last = reached.iteration + 3
+    for run in (killed, whole):
+        assert earlybird.train(run, *settings, data=image_folder, more=["--max-steps", last]).code == 0
+    assert_alike(whole, killed)
+    logged = [row["iteration"] for row in read_log(killed / "log.jsonl") if row["event"] == "train"]
+    assert logged == list(range(1, last + 1))  # what was done twice counts once
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return read_rows(run / "log.jsonl")

@@ -1,0 +1,105 @@
+"""What a log step reads is what the iterations since the last one summed up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.telemetry.window import Window
+
+
+def step(losses: Tensor, hits: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """What a train step over losses, hits [n, K] hands on."""
+    found = {"loss": losses.sum(dim=0), "top1": hits.sum(dim=0)}
+    return found if weights is None else found | {"weights": weights, "losses": losses}
+
+
+def test_means_over_everything_since_the_last_reading() -> None:
+    window = Window(2, torch.device("cpu"))
+    losses, hits = torch.rand(12, 2), torch.rand(12, 2) > 0.5
+    for part in (slice(0, 4), slice(4, 12)):  # halves of different sizes: means of means would be wrong
+        window.trained(step(losses[part], hits[part]), part.stop - part.start)
+    reading = window.read()
+    assert reading.loss == pytest.approx(losses.mean(dim=0).tolist(), rel=1e-6)
+    assert reading.top1 == pytest.approx(hits.float().mean(dim=0).tolist(), rel=1e-6)
+    assert reading.images == 12
+    assert reading.meta_loss is None
+    assert reading.num_meta_steps == 0
+    assert (reading.weight_quantiles, reading.weight_easy, reading.weight_hard) == (None, None, None)
+
+    window.trained(step(losses[:4], hits[:4]), 4)
+    again = window.read()
+    assert again.images == 4
+    assert again.loss == pytest.approx(losses[:4].mean(dim=0).tolist(), rel=1e-6)
+
+
+def test_meta_loss_is_the_mean_over_meta_steps() -> None:
+    window = Window(1, torch.device("cpu"))
+    window.trained(step(torch.ones(2, 1), torch.ones(2, 1)), 2)
+    for loss in (1.0, 2.0, 6.0):
+        with window.meta_clock():
+            time.sleep(0.002)
+        window.looked_ahead({"meta_loss": torch.tensor(loss)})
+    reading = window.read()
+    assert reading.meta_loss == pytest.approx(3.0)
+    assert reading.num_meta_steps == 3
+    assert 0.006 <= reading.meta_step_seconds <= reading.seconds
+
+
+def test_shape_of_the_weights() -> None:
+    """Quantiles of each exit's weights, and their means over that exit's easier and harder samples."""
+    losses = torch.stack([torch.arange(10.0), 9 - torch.arange(10.0)], dim=1)
+    weights = torch.stack([torch.linspace(0.5, 1.4, 10), torch.linspace(0.5, 1.4, 10)], dim=1)
+    window = Window(2, torch.device("cpu"))
+    window.trained(step(losses, torch.ones(10, 2), weights), 10)
+    reading = window.read()
+    assert reading.weight_quantiles is not None
+    for k in (0, 1):
+        expected = weights[:, k].double().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+        assert reading.weight_quantiles[k] == pytest.approx(expected, rel=1e-6)
+    assert reading.weight_easy == pytest.approx([0.7, 1.2], rel=1e-6)  # exit 1: low weight where the loss is low
+    assert reading.weight_hard == pytest.approx([1.2, 0.7], rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_one_bad_loss_shows(bad: float) -> None:
+    window = Window(2, torch.device("cpu"))
+    losses = torch.ones(4, 2)
+    window.trained(step(losses, losses), 4)
+    assert window.read().finite
+    window.trained(step(losses, losses), 4)
+    window.trained(step(losses.index_fill(0, torch.tensor([2]), bad), losses), 4)
+    assert not window.read().finite
+
+
+def test_waiting_is_counted_and_pauses_are_not() -> None:
+    def batches() -> Iterator[int]:
+        for batch in range(3):
+            time.sleep(0.02)
+            yield batch
+
+    window = Window(1, torch.device("cpu"))
+    seen = []
+    for batch in window.fetched(batches()):
+        seen.append(batch)
+        window.trained(step(torch.ones(2, 1), torch.ones(2, 1)), 2)
+        began = time.perf_counter()
+        with window.paused():
+            time.sleep(0.05)
+        if batch == 0:
+            paused = time.perf_counter() - began
+            total = time.perf_counter()
+            first = window.read()
+    assert seen == [0, 1, 2]
+    assert (first.num_iterations, first.images) == (1, 2)
+    assert 0.02 <= first.data_wait_seconds <= first.seconds
+    assert first.images_per_second == pytest.approx(2 / first.seconds)
+    second = window.read()
+    assert second.num_iterations == 2
+    assert second.data_wait_seconds >= 0.04
+    assert second.seconds <= time.perf_counter() - total - 2 * 0.05
+    assert paused >= 0.05
