@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 benchmark_app = typer.Typer(help="Measure parts of the training on this machine.", no_args_is_help=True)
 
+Batch = Annotated[int, typer.Option(help="Images that an iteration loads (two updates); 0: 64, on a GPU the recipe's.")]
+Png = Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the rows.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; in each, every side runs once.")]
 
 
@@ -150,5 +153,128 @@ def kernels(device: Device = "auto", rounds: Rounds = 20, as_json: AsJson = Fals
             f"{low:.3f} to {high:.3f}",
             f"{row.gigabytes_per_second:.2f}",
             row.case,
+        )
+    console.print(table)
+
+
+@benchmark_app.command()
+def step(
+    recipe: Annotated[str, typer.Argument(metavar="[RECIPE]", help="Whose net and settings.")] = "demo",
+    settings: Settings = None,
+    batch: Batch = 0,
+    rounds: Rounds = 5,
+    with_compile: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Measure torch.compile, which takes minutes the first time.")
+    ] = True,
+    png: Png = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Cost of a training iteration: each lever alone and all together, then each way to learn the sample weights."""
+    from trainer.benchmark.figure import bars
+    from trainer.benchmark.step import benchmark_step
+    from trainer.config import resolve
+    from trainer.reporting.plots import write_png
+    from trainer.run.distributed import choose_device
+
+    config, chosen, errors = resolve(recipe, settings or []), choose_device(device, 0), Console(stderr=True)
+    num_images = batch or (64 if chosen.type == "cpu" else 2 * config.optim.update_batch)
+    with errors.status("starting") as status:
+        result = benchmark_step(
+            config,
+            num_images=num_images,
+            rounds=rounds,
+            with_compile=with_compile,
+            device=chosen,
+            progress=status.update,
+        )
+    hardware = result["hardware"]
+    title = f"{recipe}, {num_images} images an iteration, {hardware['device']}, {hardware['threads']} threads"
+    rows = result["rows"]
+    if png is not None:
+        names = [row["name"] + (f", {row['meta']}, interval {row['interval']}" if row["meta"] else "") for row in rows]
+        write_png(bars(rows, names, title), png)
+    if as_json:
+        print(json.dumps(result))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{title} ({hardware['cpu']}, load {hardware['load_average']:.1f}); {rounds} rounds", markup=False)
+    table = Table("side", "meta", "every", "images/s", "p20 to p80", "to plain", "peak MB")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            row["meta"] or "",
+            "" if row["interval"] is None else f"{row['interval']}{'*' * row['computed']}",
+            f"{row['images_per_second']:,.1f}",
+            f"{row['p20']:,.1f} to {row['p80']:,.1f}",
+            f"{row['ratio_to_plain']:.2f}",
+            "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,.0f}",
+        )
+    console.print(table)
+    console.print("to plain: time over an unweighted iteration with the same levers (levers: over the baseline).")
+    console.print("* computed from interval 1 and the weights without a meta step. online: one update, not two.")
+    for name, reason in result["left_out"].items():
+        console.print(f"{name} left out: {reason}", markup=False)
+
+
+@benchmark_app.command("train")
+def end_to_end(
+    recipe: Annotated[str, typer.Argument(metavar="[RECIPE]", help="Whose net, images and settings.")] = "demo",
+    data: Data = "",
+    settings: Settings = None,
+    batch: Batch = 0,
+    rounds: Rounds = 3,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of each side in every round, at least.")] = 20.0,
+    png: Png = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Whole training iterations from real images: earlybird, and what one would run without it."""
+    from dataloading.datasets.open import open_dataset
+    from trainer.benchmark.figure import bars
+    from trainer.benchmark.train import benchmark_train
+    from trainer.config import resolve
+    from trainer.reporting.plots import write_png
+    from trainer.run.distributed import choose_device
+    from trainer.telemetry.progress_bar import ProgressBar
+
+    config, chosen, errors = resolve(recipe, with_data(data, settings)), choose_device(device, 0), Console(stderr=True)
+    with closing(ProgressBar()) as bar:
+        images = open_dataset(config.data, config.seed, progress=bar)
+    num_images = batch or (64 if chosen.type == "cpu" else 2 * config.optim.update_batch)
+    with errors.status("starting") as status:
+        result = benchmark_train(
+            config,
+            images,
+            num_images=num_images,
+            rounds=rounds,
+            seconds=seconds,
+            device=chosen,
+            progress=status.update,
+        )
+    hardware, rows = result["hardware"], result["rows"]
+    title = f"{recipe} on {images.name}, {num_images} images an iteration, {hardware['device']}"
+    if png is not None:
+        write_png(bars(rows, [row["side"] for row in rows], title), png)
+    if as_json:
+        print(json.dumps(result))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{title}, {hardware['threads']} threads ({hardware['cpu']}, load {hardware['load_average']:.1f}); "
+        f"{rounds} rounds of {seconds:g} s",
+        markup=False,
+    )
+    table = Table("side", "images/s", "p20 to p80", "to usual", "waits for data")
+    for row in rows:
+        layout = f"{row['dtype']}{', channels-last' * row['channels_last']}{', compiled' * row['compile']}"
+        meta = f"meta gradient {row['meta']} in every {row['interval']}. iteration" if row["meta"] else "unweighted"
+        console.print(f"{row['side']}: {row['loader']} loader; {layout}; {meta}", markup=False)
+        table.add_row(
+            row["side"],
+            f"{row['images_per_second']:,.1f}",
+            f"{row['p20']:,.1f} to {row['p80']:,.1f}",
+            f"{row['ratio_to_usual']:.2f}",
+            f"{row['data_wait_ratio']:.1%}",
         )
     console.print(table)

@@ -1,0 +1,77 @@
+"""The benchmark of a training step has every side, in figures that fit each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.benchmark import step
+from trainer.benchmark.figure import bars
+from trainer.benchmark.iteration import fresh_state, random_batch, run_iteration
+from trainer.benchmark.peak_memory import peak_memory_mb
+from trainer.benchmark.step import INTERVALS, WAYS, benchmark_step
+from trainer.config import Config
+from trainer.learning.meta_gradient import MetaConfig
+from trainer.models.config import ModelConfig
+from trainer.recipes.demo import demo
+from trainer.reporting.plots import write_png
+
+CPU = torch.device("cpu")
+
+
+def tiny() -> Config:
+    model = ModelConfig(num_exits=2, num_classes=10, first_channels=8, growth=4, classifier_channels=16)
+    return dataclasses.replace(demo(), model=model)
+
+
+def test_every_side_is_there_and_the_ratios_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(step, "peak_memory_mb", lambda *_: None)  # has its own test
+    result = benchmark_step(tiny(), num_images=8, rounds=1, with_compile=False)
+    rows = {(row["name"], row["meta"], row["interval"]): row for row in result["rows"]}
+    assert len(rows) == len(result["rows"])
+    assert {key for key in rows if key[1]} == {("weighted", way, i) for way in WAYS for i in INTERVALS}
+    assert ("baseline", None, None) in rows
+    assert result["left_out"]["compile"]
+    # One round: ratios are those of the very times that the rates were taken from.
+    baseline = rows["baseline", None, None]["images_per_second"]
+    for (_, meta, interval), row in rows.items():
+        assert row["ratio_to_plain"] == pytest.approx(baseline / row["images_per_second"])
+        assert row["computed"] is (interval in (10, 100))
+        if meta is not None:
+            alone, once = 1 / rows["weighted", None, None]["images_per_second"], rows["weighted", meta, 1]
+            expected = (1 / once["images_per_second"] - alone) / interval + alone
+            assert 1 / row["images_per_second"] == pytest.approx(expected)
+    names = [f"{key}" for key in rows]
+    write_png(bars(result["rows"], names, "sides"), tmp_path / "sides.png")
+    assert (tmp_path / "sides.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("schedule", "updates"), [("paper", 2), ("online", 1)])
+def test_updates_of_the_weight_net_are_counted_right(schedule: str, updates: int) -> None:
+    config = dataclasses.replace(tiny(), meta=MetaConfig(schedule=schedule))  # type: ignore[arg-type]
+    state = fresh_state(config, 10, CPU)
+    run_iteration(state, random_batch(config, state, 8, 10))
+    assert state.weight_net_optimizer is not None
+    steps = {float(slot["step"]) for slot in state.weight_net_optimizer.state.values()}
+    assert steps == {updates}
+
+
+def test_peak_memory_sees_what_a_graph_holds() -> None:
+    """Double backward keeps several forwards' worth; the activations of 64 images outweigh the state."""
+    tall = dataclasses.replace(tiny(), data=dataclasses.replace(tiny().data, image_size=64, resize_size=64))
+    exact, double = (
+        peak_memory_mb(dataclasses.replace(tall, meta=MetaConfig(form=form)), 64, 10, CPU)  # type: ignore[arg-type]
+        for form in ("exact", "double_backward")
+    )
+    assert exact is not None
+    assert double is not None
+    assert 1 < exact < double
+
+
+@pytest.mark.parametrize("num_images", [2, 7])
+def test_a_batch_without_two_halves_is_refused(num_images: int) -> None:
+    with pytest.raises(ValueError, match="--batch"):
+        benchmark_step(tiny(), num_images=num_images)

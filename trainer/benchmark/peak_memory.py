@@ -1,0 +1,80 @@
+"""Peak memory of a training iteration, taken in a process of its own: `peak_memory_mb` runs this file as a module.
+
+On a GPU what torch's allocator held at most. On a CPU the highest resident size during a second iteration, less what
+was resident before it, plus the state's own bytes: so the interpreter, the libraries and a compiler do not count.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.benchmark.iteration import fresh_state, random_batch, run_iteration
+from trainer.config import Config, to_dict
+from trainer.learning.state import TrainState
+from trainer.settings import from_dict
+
+# glibc keeps freed memory for itself unless a block is large; with these it gives all larger blocks back at once.
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def peak_memory_mb(config: Config, num_images: int, num_classes: int, device: torch.device) -> float | None:
+    """Megabytes (1e6 bytes) at the peak of an iteration of `num_images` with the meta step that `config` asks for.
+
+    None on systems other than Linux, where a CPU process cannot ask for its peak anew.
+    """
+    if device.type == "cpu" and not sys.platform.startswith("linux"):
+        return None
+    task = {"config": to_dict(config), "num_images": num_images, "num_classes": num_classes, "device": str(device)}
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.benchmark.peak_memory"],
+        input=json.dumps(task),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, **_ALLOCATOR},
+    )
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _measure(config: Config, num_images: int, num_classes: int, device: torch.device) -> float:
+    state = fresh_state(config, num_classes, device)
+    batch = random_batch(config, state, num_images, num_classes)
+    run_iteration(state, batch)  # makes momentum buffers, loads kernels, compiles
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run_iteration(state, batch)
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here (Linux, proc(5))
+    run_iteration(state, batch)
+    return (_resident_bytes("VmHWM") - before + _state_bytes(state)) / 1e6
+
+
+def _resident_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def _state_bytes(state: TrainState) -> int:
+    optimizers = [state.optimizer, state.weight_net_optimizer]
+    held = [v for o in optimizers if o is not None for slot in o.state.values() for v in slot.values()]
+    held += state.network.module.state_dict().values()
+    held += [] if state.weight_net is None else state.weight_net.state_dict().values()
+    return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
+
+
+if __name__ == "__main__":
+    task = json.load(sys.stdin)
+    where = torch.device(task["device"])
+    print(_measure(from_dict(Config, task["config"]), task["num_images"], task["num_classes"], where))

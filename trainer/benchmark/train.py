@@ -1,0 +1,151 @@
+"""Training from real images, end to end: earlybird beside what one would run without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataloading.datasets.open import ImageSet
+from dataloading.loader import train_loader
+from trainer.benchmark.hardware import hardware, versions
+from trainer.benchmark.iteration import fresh_state, run_iteration
+from trainer.config import Config
+from trainer.learning.precision import PrecisionConfig, resolve_precision
+from trainer.learning.state import TrainState
+
+_WARM_UP_ITERATIONS = 2
+
+
+def benchmark_train(
+    config: Config,
+    images: ImageSet,
+    *,
+    num_images: int,
+    rounds: int = 3,
+    seconds: float = 20.0,
+    device: torch.device | None = None,
+    progress: Callable[[str], None] = lambda what: None,
+) -> dict[str, Any]:
+    """Images per second of whole training iterations, loader included, by two sides that see the same images.
+
+    earlybird  as configured (DALI, the exact meta gradient), in bf16 where precision.dtype is auto and the device
+               multiplies it
+    usual      torch's DataLoader with Pillow; float32, NCHW, eager; the meta gradient by double backward
+    Both take the recipe's meta interval. Each round runs each side for at least `seconds` after a warm-up, one after
+    the other, whole intervals of iterations; the ratio is the median within a round.
+    """
+    device = device or torch.device("cpu")
+    if num_images < 4 or num_images % 2:
+        raise ValueError(f"--batch is {num_images}; give an even number of at least 4: an iteration trains two halves")
+    if config.optim.accumulation > 1:
+        raise ValueError(
+            f"optim.accumulation is {config.optim.accumulation}, which double backward, the other side, cannot do; "
+            "set optim.accumulation=1 and a --batch that fits"
+        )
+    half = num_images // 2
+    optim = dataclasses.replace(config.optim, update_batch=half, base_batch=half)
+    sides = {
+        "usual": dataclasses.replace(
+            config,
+            optim=optim,
+            data=dataclasses.replace(config.data, loader="torchvision", decode="cpu"),
+            precision=PrecisionConfig(dtype="float32", channels_last="off", compile=False),
+            meta=dataclasses.replace(config.meta, form="double_backward", schedule="paper"),
+        ),
+        "earlybird": dataclasses.replace(config, optim=optim, precision=_fast(config.precision, device)),
+    }
+    states = {name: fresh_state(side, len(images.classes), device) for name, side in sides.items()}
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    waits: dict[str, list[float]] = {name: [] for name in sides}
+    for done in range(rounds):
+        for name in list(sides) if done % 2 == 0 else list(sides)[::-1]:
+            progress(f"round {done + 1} of {rounds}: {name}")
+            rate, wait = _run(sides[name], states[name], images, half, seconds, device)
+            rates[name].append(rate)
+            waits[name].append(wait)
+    usual = np.array(rates["usual"])
+    return {
+        "rows": [
+            {
+                "side": name,
+                "loader": side.data.loader,
+                "dtype": str(states[name].network.precision.dtype).removeprefix("torch."),
+                "channels_last": states[name].network.precision.channels_last,
+                "compile": side.precision.compile,
+                "meta": _way(side),
+                "interval": side.meta.interval if side.sample_weights.enabled else None,
+                "images_per_second": float(np.median(rates[name])),
+                "p20": float(np.percentile(rates[name], 20)),
+                "p80": float(np.percentile(rates[name], 80)),
+                "ratio_to_usual": float(np.median(np.array(rates[name]) / usual)),
+                "data_wait_ratio": float(np.median(waits[name])),
+            }
+            for name, side in sides.items()
+        ],
+        "recipe": config.recipe,
+        "data": {"name": images.name, "images": len(images.train)},
+        "batch": num_images,
+        "rounds": rounds,
+        "seconds": seconds,
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
+
+
+def _way(config: Config) -> str | None:
+    if not config.sample_weights.enabled:
+        return None
+    return config.meta.form if config.meta.schedule == "paper" else config.meta.schedule
+
+
+def _fast(precision: PrecisionConfig, device: torch.device) -> PrecisionConfig:
+    if precision.dtype != "auto":
+        return precision
+    try:
+        resolve_precision(dataclasses.replace(precision, dtype="bf16"), device)
+    except ValueError:
+        return precision
+    return dataclasses.replace(precision, dtype="bf16")
+
+
+def _run(
+    config: Config, state: TrainState, images: ImageSet, update_batch: int, seconds: float, device: torch.device
+) -> tuple[float, float]:
+    """(images per second, share of the time spent waiting for the loader) over whole meta intervals."""
+    loader = train_loader(
+        config.data,
+        images.train,
+        seed=config.seed,
+        update_batch=update_batch,
+        device=device,
+    )
+    precision = state.network.precision
+    with closing(loader):
+        batches = iter(loader.batches(0, 1 << 40))
+        for _ in range(_WARM_UP_ITERATIONS):
+            run_iteration(state, next(batches).normalized(precision.image_dtype, precision.memory_format))
+        while state.progress.iteration % config.meta.interval:
+            state.advance()
+        _synchronize(device)
+        waited, num_iterations, began = 0.0, 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - began) < seconds or num_iterations % config.meta.interval:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            run_iteration(state, batch.normalized(precision.image_dtype, precision.memory_format))
+            num_iterations += 1
+            if num_iterations % config.meta.interval == 0:
+                _synchronize(device)  # the clock that ends the loop must see the work done
+        batches.close()  # type: ignore[attr-defined]
+    return num_iterations * 2 * update_batch / elapsed, waited / elapsed
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
