@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Config, read_config, write_config
-from trainer.evaluation.anytime import AnytimeRow
 from trainer.run.checkpoint import step_folders
 from trainer.settings import setting_names
-from trainer.telemetry.jsonl import read_rows
 
-# What may differ between a run and its continuation: nothing here changes a single weight.
+# What may differ between a run and its continuation: where the data lies and what reads it (decoders differ in the
+# rounding of a pixel), what is logged and when it is saved. All else makes it another run.
 FREE = (
     "telemetry.",
     "checkpoint.",
@@ -84,14 +83,6 @@ class RunFolder:
     def read_evaluation(self) -> dict[str, Any] | None:
         """What `write_evaluation` kept, if anything."""
         return json.loads(self.evaluation_file.read_text()) if self.evaluation_file.is_file() else None
-
-    def evaluation_at(self, iteration: int) -> list[AnytimeRow] | None:
-        """The logged evaluation after `iteration` iterations, if there was one."""
-        found = None
-        for row in read_rows(self.log_file):
-            if row["event"] == "eval" and row["iteration"] == iteration:
-                found = row["exits"]
-        return found
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from trainer.run.folder import RunFolder
 from trainer.run.interval import Due
 from trainer.run.loop import Hooks, train
 from trainer.run.signals import Requests
+from trainer.telemetry.jsonl import read_log
 from trainer.telemetry.progress_bar import ProgressBar
 from trainer.telemetry.telemetry import Telemetry
 from trainer.telemetry.window import Reading
@@ -76,7 +77,8 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         total = loader.num_iterations(config.run.epochs)
         start = Progress(0, total, warmup_iterations(config, total))
         state = build_state(config, len(images.classes), start, ranks)
-        if ranks.is_first:  # only now: a start that is refused leaves nothing behind
+        passed_over = resume(state, folder, images)
+        if ranks.is_first:  # only now: a start that is refused leaves everything as it was
             folder.claim(config)
         ranks.barrier()
         telemetry = Telemetry(
@@ -92,7 +94,28 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         stack.enter_context(closing(telemetry))
         requests = stack.enter_context(closing(Requests()))
         training = Training(config, ranks, folder, images, loader, state, telemetry, requests)
+        if passed_over is not None:
+            training.resumed(passed_over)
         return training.run(options.max_steps)
+
+
+def resume(state: TrainState, folder: RunFolder, images: ImageSet) -> tuple[tuple[str, str], ...] | None:
+    """Set `state` to the folder's newest whole checkpoint. Every rank reads it for itself.
+
+    Returns (name, reason) of the newer ones that are not whole, or None where there is no checkpoint at all.
+    ValueError where it is of another net or of other images.
+    """
+    checkpoint = load_latest(folder.path)
+    if checkpoint is None:
+        return None
+    theirs = checkpoint.meta.get("data_fingerprint")
+    if theirs != images.fingerprint:
+        raise ValueError(
+            f"--run {folder.path} was trained on other images (fingerprint {str(theirs)[:12]}, now "
+            f"{images.fingerprint[:12]}); give the same data or --run another folder"
+        )
+    snapshot.restore(state, checkpoint.tensors, checkpoint.meta["state"])
+    return checkpoint.passed_over
 
 
 class Training:
@@ -115,14 +138,14 @@ class Training:
         self.last = state.progress.total
         self.saved_at = self.evaluated_at = -1
         self.scores: list[AnytimeRow] = []
-        self.trained_images, self.trained_seconds = 0, 0.0
+        self.passed_over: tuple[tuple[str, str], ...] = ()
+        self.trained_images, self.trained_seconds = 0, 0.0  # of the whole run, all its starts together
         self.unreadable: list[tuple[int, int, str]] = []  # iteration, row, reason; of this rank, since the log step
 
     def run(self, max_steps: int) -> dict[str, Any]:
-        """Resume, train, evaluate; the summary."""
+        """Train, save, evaluate; the summary."""
         progress = self.state.progress
         began = time.perf_counter()
-        passed_over = self.resume()
         self.last = min(progress.total, max_steps or progress.total)
         left_out = self.images.quarantined
         self.telemetry.start(
@@ -132,7 +155,7 @@ class Training:
             total=progress.total,
             data=self.images.name,
         )
-        for name, reason in passed_over:
+        for name, reason in self.passed_over:
             self.telemetry.event("checkpoint passed over", folder=name, reason=reason)
         if left_out:
             first = f"{left_out[0].name} ({left_out[0].reason})"
@@ -161,28 +184,19 @@ class Training:
         if self.ranks.is_first:
             self.folder.write_summary(summary)
         self.telemetry.close(status=summary["status"], iteration=progress.iteration)
+        self.ranks.barrier()  # torchrun ends the others once one rank has left: none may while the first one writes
         return summary
 
-    def resume(self) -> tuple[tuple[str, str], ...]:
-        """Go on from the newest whole checkpoint, if there is one; (name, reason) of newer ones that are not whole.
-
-        Every rank reads it for itself.
-        """
-        checkpoint = load_latest(self.folder.path)
-        if checkpoint is None:
-            return ()
-        theirs = checkpoint.meta.get("data_fingerprint")
-        if theirs != self.images.fingerprint:
-            raise ValueError(
-                f"--run {self.folder.path} was trained on other images (fingerprint {str(theirs)[:12]}, now "
-                f"{self.images.fingerprint[:12]}); give the same data or --run another folder"
-            )
-        snapshot.restore(self.state, checkpoint.tensors, checkpoint.meta["state"])
-        self.saved_at = checkpoint.iteration
-        scores = self.folder.evaluation_at(checkpoint.iteration)
-        if scores is not None:
-            self.scores, self.evaluated_at = scores, checkpoint.iteration
-        return checkpoint.passed_over
+    def resumed(self, passed_over: tuple[tuple[str, str], ...]) -> None:
+        """The state is that of a checkpoint: what the run had logged until then counts on."""
+        self.passed_over = passed_over
+        iteration = self.saved_at = self.state.progress.iteration
+        for row in read_log(self.folder.log_file):
+            if row["event"] == "train" and row["iteration"] <= iteration:
+                self.trained_images += row["images"]
+                self.trained_seconds += row["seconds"]
+            if row["event"] == "eval" and row["iteration"] == iteration:
+                self.scores, self.evaluated_at = row["exits"], iteration
 
     def log(self, state: TrainState, reading: Reading) -> None:
         """A log step. FloatingPointError where a loss is no longer finite, naming the step."""

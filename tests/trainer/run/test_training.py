@@ -179,6 +179,9 @@ def test_a_stopped_run_is_not_trained_further_than_asked(earlybird: Any, tmp_pat
         assert summary["status"] == status
         assert summary["iterations"] == (9 if status == "completed" else 3)
         assert len(summary["exits"]) == 2
+        trained = [(row["images"], row["seconds"]) for row in events(run, "train")]
+        num_images, seconds = map(sum, zip(*trained, strict=True))
+        assert summary["images_per_second"] == pytest.approx(num_images / seconds)  # of all starts together
 
 
 def test_two_ranks_train_as_one(earlybird: Any, tmp_path: Path) -> None:
