@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +19,6 @@ from trainer.benchmark.iteration import fresh_state, random_batch, run_iteration
 from trainer.config import Config, to_dict
 from trainer.learning.state import TrainState
 from trainer.settings import from_dict
-
-# glibc keeps freed memory for itself unless a block is large; with these it gives all larger blocks back at once.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def peak_memory_mb(config: Config, num_images: int, num_classes: int, device: torch.device) -> float | None:
@@ -39,7 +35,6 @@ def peak_memory_mb(config: Config, num_images: int, num_classes: int, device: to
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        env={**os.environ, **_ALLOCATOR},
     )
     return float(json.loads(done.stdout.splitlines()[-1]))
 
@@ -52,7 +47,7 @@ def _measure(config: Config, num_images: int, num_classes: int, device: torch.de
         torch.cuda.reset_peak_memory_stats(device)
         run_iteration(state, batch)
         return torch.cuda.max_memory_allocated(device) / 1e6
-    ctypes.CDLL(None).malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory for itself until asked
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here (Linux, proc(5))
     run_iteration(state, batch)

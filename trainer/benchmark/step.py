@@ -68,12 +68,14 @@ def benchmark_step(
     sides, left_out = _sides(config, num_images, with_compile, device)
     runners = {}
     for side in sides:
-        progress(f"{_label(side)}: memory")
-        memory = peak_memory_mb(side.config, num_images, num_classes, device)
-        progress(f"{_label(side)}: warm-up")
+        label = _label(side)
+        progress(f"{label}: warm-up")
         state = fresh_state(side.config, num_classes, device)
-        runners[_label(side)] = (side, state, random_batch(side.config, state, num_images, num_classes), memory)
-        timed_iteration(*runners[_label(side)][1:3])
+        batch = random_batch(side.config, state, num_images, num_classes)
+        timed_iteration(state, batch)
+        progress(f"{label}: memory")
+        memory = peak_memory_mb(side.config, num_images, num_classes, device)
+        runners[label] = (side, state, batch, memory)
     seconds: dict[str, list[float]] = {label: [] for label in runners}
     for done in range(rounds):
         progress(f"round {done + 1} of {rounds}")
