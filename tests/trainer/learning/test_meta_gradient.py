@@ -30,6 +30,7 @@ from trainer.models.authors_names import (
 )
 from trainer.models.config import ModelConfig, msdnet_cifar, msdnet_imagenet, ranet_cifar
 from trainer.models.weight_net import WeightNetConfig
+from trainer.run import snapshot
 from trainer.run.build import build_state
 from trainer.run.distributed import Ranks
 
@@ -222,6 +223,24 @@ def test_online_moves_the_weight_net_once_an_iteration_and_keeps_nothing() -> No
     assert moved == [False, True]
     state.advance()
     assert [tape() for tape in tapes] == [None, None]
+
+
+def test_online_resumes_bit_for_bit() -> None:
+    """Nothing of the schedule outlives an iteration: what a checkpoint holds is all there is."""
+    batch = batch_of(16)
+
+    def iterate(state: TrainState) -> dict[str, Tensor]:
+        for a, b in batch.crossed_halves():
+            forward = HalfForward(state.network, a, record=True)
+            meta_step(state, forward, b)
+            train_step(state, forward)
+        state.advance()
+        return {name: tensor.clone() for name, tensor in snapshot.take(state)[0].items()}
+
+    straight, resumed = (state_of(msdnet_cifar(3), schedule="online") for _ in range(2))
+    snapshot.restore(resumed, iterate(straight), snapshot.take(straight)[1])
+    expected, actual = iterate(straight), iterate(resumed)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_online_has_no_double_backward() -> None:
