@@ -9,7 +9,8 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import psutil
 import torch
 
 from dataloading.config import DataConfig
+from dataloading.ffcv_peer import FfcvPeer, ffcv_here
 from dataloading.index import PIXELS, Index
 from dataloading.loader import num_threads, train_loader
 from dataloading.storage import Storage
@@ -39,22 +41,34 @@ def benchmark_loader(
     seconds: float = 2.0,
     update_batch: int = 32,
     device: torch.device | None = None,
+    ffcv_python: str = "",
 ) -> dict[str, Any]:
     """Images per second of the training loader (`earlybird`), of DALI's own file reader (`dali_reader`), of torch's
-    DataLoader with Pillow (`torchvision`) and of the decoder alone (`decode_limit`).
+    DataLoader with Pillow (`torchvision`), of the decoder alone (`decode_limit`) and of FFCV (`ffcv`), which needs
+    `ffcv_python`, an interpreter that has it; "" means this one, and no such row where this one has no ffcv.
 
     Each round runs every one for `seconds` after a warm-up, one after the other, so that what else the machine does
     meets all. A row has the median over rounds, the 20th and 80th percentile, and the median ratio of the same round.
-    Sets of plain pixels have no decoder to compare with.
+    Sets of plain pixels have no decoder to compare with. FFCV reads the same images in its own format (JPEG of quality
+    90, original size) and times its own rounds; `dali_reader`, `decode_limit` and `ffcv` stay in host memory.
+    Raises ValueError where `ffcv_python` has no ffcv, or the set is of plain pixels.
     """
     device = device or torch.device("cpu")
     threads = num_threads(config)
     rates: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="earlybird-benchmark-") as folder:
-        contenders = _contenders(config, index, update_batch, device, Path(folder))
+    with ExitStack() as stack:
+        peer = _ffcv(ffcv_python, index, threads)
+        if peer:
+            stack.enter_context(peer)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="earlybird-benchmark-")))
+        contenders = _contenders(config, index, update_batch, device, folder / "images")
+        sides = {loader: partial(_images_per_second, start, seconds) for loader, start in contenders.items()}
+        if peer:
+            peer.write(folder / "images", folder / "ffcv", image_size=config.image_size, batch_size=2 * update_batch)
+            sides["ffcv"] = partial(peer.images_per_second, seconds, _WARM_UP_BATCHES)
         for _ in range(rounds):
-            for loader, start in contenders.items():
-                rates.setdefault(loader, []).append(_images_per_second(start, seconds))
+            for loader, images_per_second in sides.items():
+                rates.setdefault(loader, []).append(images_per_second())
     ours = np.array(rates["earlybird"])
     return {
         "rows": [
@@ -75,6 +89,7 @@ def benchmark_loader(
             "mean_bytes": float(np.mean(index.sizes)),
             "image_size": config.image_size,
             "loaded_batch": 2 * update_batch,
+            **({"ffcv_mean_bytes": peer.mean_bytes} if peer else {}),
         },
         "rounds": rounds,
         "seconds": seconds,
@@ -82,6 +97,7 @@ def benchmark_loader(
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in ("torch", "nvidia-dali-cuda120", "pillow", "numpy")},
+            **({"ffcv": peer.versions} if peer else {}),
         },
     }
 
@@ -128,6 +144,17 @@ def _contenders(
     return contenders
 
 
+def _ffcv(python: str, index: Index, threads: int) -> FfcvPeer | None:
+    if not (index.flags & PIXELS).any():
+        python = python or ffcv_here()
+    elif python:
+        raise ValueError(
+            f"--ffcv-python is {python}, but the set holds plain pixels: no decoder to compare with; leave it away "
+            "(EARLYBIRD_FFCV_PYTHON too)"
+        )
+    return FfcvPeer(python, threads) if python else None
+
+
 def _images_per_second(start: Contender, seconds: float) -> float:
     """Over whole batches, with as many made ahead at the end as at the beginning."""
     batches = start()
@@ -145,7 +172,7 @@ def _unpack(index: Index, folder: Path) -> None:
     storage = Storage(index)
     for row in range(len(index)):
         home = folder / f"{index.labels[row]:05d}"
-        home.mkdir(exist_ok=True)
+        home.mkdir(exist_ok=True, parents=True)
         (home / f"{row}.jpg").write_bytes(storage.read_one(row).tobytes())
     storage.close()
 

@@ -15,7 +15,11 @@ MAY_IMPORT = {
     "deploy": {"deploy"},
     "trainer": {"kernels", "dataloading", "deploy", "trainer"},
 }
-ONLY_IN = {"nvidia": r"dataloading/dali_\w+\.py", "triton": r"kernels/(\w+/fused|aot|backend|variant)\.py"}
+ONLY_IN = {
+    "nvidia": r"dataloading/dali_\w+\.py",
+    "triton": r"kernels/(\w+/fused|aot|backend|variant)\.py",
+    "ffcv": r"dataloading/ffcv_worker\.py",  # which another interpreter runs
+}
 SOURCES = sorted(path.relative_to(ROOT) for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 

@@ -36,10 +36,18 @@ def loader(
     ] = 4096,
     update_batch: Annotated[int, typer.Option(min=1, help="Images of an update; a batch is twice that.")] = 32,
     profile: Annotated[bool, typer.Option("--profile", help="Also where the loader's processor time goes.")] = False,
+    ffcv_python: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            envvar="EARLYBIRD_FFCV_PYTHON",
+            help="Also FFCV: the Python interpreter of an environment that has it.",
+        ),
+    ] = "",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Images per second of the loader, of DALI's own file reader, of torchvision's way and of the decoder alone."""
+    """Images per second of the loader, of DALI's own file reader, torchvision's way, the decoder alone and FFCV."""
     import numpy as np
 
     from dataloading.benchmark import benchmark_loader
@@ -69,6 +77,7 @@ def loader(
             seconds=seconds,
             update_batch=update_batch,
             device=chosen,
+            ffcv_python=ffcv_python,
         )
         if profile:
             result["profile"] = profile_loader(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dataloading.benchmark import benchmark_loader, memory_growth
 from dataloading.config import DataConfig
+from dataloading.ffcv_peer import ffcv_here
 from dataloading.index import Index
 
 
@@ -41,7 +42,9 @@ CONFIG = DataConfig(image_size=32, resize_size=32, num_threads=1, prefetch=1)
 def test_every_contender_is_measured_against_ours(tmp_path: Path) -> None:
     result = benchmark_loader(CONFIG, _index(tmp_path), name="tiny", rounds=2, seconds=0.05, update_batch=4)
     rows = {row["loader"]: row for row in json.loads(json.dumps(result))["rows"]}
-    assert set(rows) == {"earlybird", "dali_reader", "decode_limit", "torchvision"}
+    assert set(rows) == {"earlybird", "dali_reader", "decode_limit", "torchvision"} | (
+        {"ffcv"} if ffcv_here() else set()
+    )
     assert rows["earlybird"]["ratio_to_earlybird"] == 1
     for row in rows.values():
         assert 0 < row["p20"] <= row["images_per_second"] <= row["p80"]
