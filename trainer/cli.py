@@ -15,6 +15,7 @@ from rich.table import Table
 from trainer.cli_benchmark import benchmark_app
 from trainer.cli_data import data_app, prepare
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
+from trainer.cli_scale import index, memory
 
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
 
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 app.command()(prepare)
 app.add_typer(data_app, name="data")
+benchmark_app.command()(index)
+benchmark_app.command()(memory)
 app.add_typer(benchmark_app, name="benchmark")
 
 
@@ -133,10 +136,13 @@ def evaluate(
             str(row["exit"]), f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['loss']:.4f}", f"{row['num_images']}"
         )
     console.print(table)
+    if not result["budgeted"]:
+        console.print("No budgeted figures: the run holds no images out of training (data.heldout is 0).")
     table = Table("ratio", "top-1 %", "Mul-Adds M", title=f"Budgeted batch, {split}", title_justify="left")
     for row in result["budgeted"][::4]:
         table.add_row(f"{row['ratio']:.2f}", f"{row['top1']:.2f}", f"{row['mul_adds'] / 1e6:.2f}")
-    console.print(table)
+    if result["budgeted"]:
+        console.print(table)
     print(f"Curves: {run / 'curves.png'}\nReport: {page}")
 
 

@@ -256,8 +256,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(damaged: Path, tmp_pat
     assert tree(tmp_path / "counted") == expected
     assert num_moments > 30
 
-    destination = tmp_path / "chain"  # killed again and again, each time a little later
-    moments = np.random.default_rng().integers(1, num_moments, 5)
+    destination = tmp_path / "chain"  # killed again and again, each time a little later: 20 times in all
+    moments = np.random.default_rng().integers(1, num_moments, 11)
     for moment in (1, *sorted(moments.tolist()), num_moments - 1):
         killed = run(damaged, destination, moment)
         assert killed.returncode in (0, -signal.SIGKILL), killed.stderr

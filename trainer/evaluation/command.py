@@ -12,7 +12,7 @@ from dataloading.index import Index
 from dataloading.loader import evaluation_loader
 from trainer.config import Config
 from trainer.evaluation.anytime import anytime_rows
-from trainer.evaluation.budgeted import budgeted_batch
+from trainer.evaluation.budgeted import BudgetedRow, budgeted_batch
 from trainer.evaluation.exits import ExitScores, score_exits
 from trainer.learning.precision import resolve_precision
 from trainer.models.cost import exit_costs
@@ -27,7 +27,8 @@ def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any
     """Anytime and budgeted batch figures of a run's newest checkpoint (METHOD: evaluation).
 
     Thresholds come from the held-out split. With split "heldout" they are scored on that split itself, which flatters.
-    ValueError for an unknown split, a folder without a checkpoint, or a run without held-out images.
+    A run without held-out images (data.heldout=0) has no budgeted figures. ValueError for an unknown split, a folder
+    without a checkpoint, or other images than the run's.
     """
     if split not in ("val", "heldout"):
         raise ValueError(f"--split is {split!r}; it must be val or heldout")
@@ -40,34 +41,48 @@ def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any
         raise ValueError(f"{run} has no checkpoint yet; train it first")
     with process_group(device) as ranks:
         images = open_dataset(config.data, config.seed)
-        if not len(images.heldout):
-            raise ValueError("the run holds no images out of training (data.heldout is 0): no thresholds can be set")
+        theirs = checkpoint.meta.get("data_fingerprint")
+        if theirs != images.fingerprint:
+            raise ValueError(
+                f"{run} was trained on other images (fingerprint {str(theirs)[:12]}, these have "
+                f"{images.fingerprint[:12]}): their held-out images may have trained it; give --data the run's own"
+            )
+        if not len(images.heldout) and split == "heldout":
+            raise ValueError(f"{run} holds no images out of training (data.heldout is 0); use --split val")
         precision = resolve_precision(config.precision, ranks.device)
         net = build_net(config, len(images.classes), precision)
         load_model(net, checkpoint.tensors)
-        heldout = _score(net, config, images.heldout, ranks)
-        scored = _score(net, config, images.val, ranks) if split == "val" else heldout
+        scored = _score(net, config, images.val if split == "val" else images.heldout, ranks)
+        heldout = scored if split == "heldout" else None
+        if split == "val" and len(images.heldout):
+            heldout = _score(net, config, images.heldout, ranks)
     costs = exit_costs(config.model, len(images.classes), config.data.image_size)
     mul_adds = [float(cost.mul_adds) for cost in costs]
+    return {
+        "run": str(run),
+        "recipe": config.recipe,
+        "iteration": checkpoint.iteration,
+        "split": split,
+        "num_heldout": heldout.num_images if heldout is not None else 0,
+        "mul_adds": mul_adds,
+        "anytime": anytime_rows(scored),
+        "budgeted": _budgeted(heldout, scored, mul_adds),
+    }
+
+
+def _budgeted(heldout: ExitScores | None, scored: ExitScores, mul_adds: list[float]) -> list[BudgetedRow]:
+    """The 39 points; none where no image was held out to set thresholds."""
+    if heldout is None:
+        return []
     assert heldout.samples is not None
     assert scored.samples is not None
-    budgeted = budgeted_batch(
+    return budgeted_batch(
         heldout.samples.confidences,
         heldout.samples.correct,
         scored.samples.confidences,
         scored.samples.correct,
         mul_adds,
     )
-    return {
-        "run": str(run),
-        "recipe": config.recipe,
-        "iteration": checkpoint.iteration,
-        "split": split,
-        "num_heldout": heldout.num_images,
-        "mul_adds": mul_adds,
-        "anytime": anytime_rows(scored),
-        "budgeted": budgeted,
-    }
 
 
 def _score(net: Any, config: Config, index: Index, ranks: Ranks) -> ExitScores:
