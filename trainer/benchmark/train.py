@@ -16,7 +16,7 @@ from dataloading.loader import train_loader
 from trainer.benchmark.hardware import hardware, versions
 from trainer.benchmark.iteration import fresh_state, run_iteration
 from trainer.config import Config
-from trainer.learning.precision import PrecisionConfig, resolve_precision
+from trainer.learning.precision import PrecisionConfig
 from trainer.learning.state import TrainState
 
 _WARM_UP_ITERATIONS = 2
@@ -34,8 +34,7 @@ def benchmark_train(
 ) -> dict[str, Any]:
     """Images per second of whole training iterations, loader included, by two sides that see the same images.
 
-    earlybird  as configured (DALI, the exact meta gradient), in bf16 where precision.dtype is auto and the device
-               multiplies it
+    earlybird  as configured: by default DALI, the device's own precision, the exact meta gradient
     usual      torch's DataLoader with Pillow; float32, NCHW, eager; the meta gradient by double backward
     Both take the recipe's meta interval. Each round runs each side for at least `seconds` after a warm-up, one after
     the other, whole intervals of iterations; the ratio is the median within a round.
@@ -58,7 +57,7 @@ def benchmark_train(
             precision=PrecisionConfig(dtype="float32", channels_last="off", compile=False),
             meta=dataclasses.replace(config.meta, form="double_backward", schedule="paper"),
         ),
-        "earlybird": dataclasses.replace(config, optim=optim, precision=_fast(config.precision, device)),
+        "earlybird": dataclasses.replace(config, optim=optim),
     }
     states = {name: fresh_state(side, len(images.classes), device) for name, side in sides.items()}
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -102,16 +101,6 @@ def _way(config: Config) -> str | None:
     if not config.sample_weights.enabled:
         return None
     return config.meta.form if config.meta.schedule == "paper" else config.meta.schedule
-
-
-def _fast(precision: PrecisionConfig, device: torch.device) -> PrecisionConfig:
-    if precision.dtype != "auto":
-        return precision
-    try:
-        resolve_precision(dataclasses.replace(precision, dtype="bf16"), device)
-    except ValueError:
-        return precision
-    return dataclasses.replace(precision, dtype="bf16")
 
 
 def _run(
