@@ -73,6 +73,7 @@ def test_rounds_after_rounds_count_whole_batches(peer: FfcvPeer, tmp_path: Path)
     assert set(peer.versions) == {"ffcv", "numba", "torch"}
     folder = _photographs(tmp_path / "images")
     peer.write(folder, tmp_path / "ffcv", image_size=24, batch_size=8)
+    assert peer.versions["threading_layer"]
     written, original = 10 * peer.mean_bytes, sum(file.stat().st_size for file in folder.rglob("*.jpg"))
     assert 0.3 * original < written < original  # JPEG, of lower quality and of the same size
     assert all(peer.images_per_second(0.05, warm_up=2) > 0 for _ in range(2))
