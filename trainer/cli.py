@@ -82,6 +82,10 @@ def train(
     max_steps: Annotated[int, typer.Option(help="Stop after so many iterations of the run; 0 runs it whole.")] = 0,
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and of the data stream.")] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GROUP.FIELD", help="A setting that may differ from the run folder's; may be repeated."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe; goes on from the run folder's newest checkpoint if it has one."""
@@ -91,7 +95,7 @@ def train(
     overrides = with_data(data, settings)
     overrides += [f"seed={seed}"] if seed is not None else []
     config = resolve(recipe, overrides)
-    options = Options(run or Path("runs") / recipe, max_steps, device)
+    options = Options(run or Path("runs") / recipe, max_steps, device, tuple(allow or ()))
     summary = run_training(config, options)
     if os.environ.get("RANK", "0") == "0":
         if as_json:

@@ -16,6 +16,7 @@ from trainer.learning.sample_weights import SampleWeightsConfig
 from trainer.models.config import ModelConfig
 from trainer.models.weight_net import WeightNetConfig
 from trainer.run.checkpoint import CheckpointConfig
+from trainer.run.health import HealthConfig
 from trainer.run.schedule import RunConfig
 from trainer.settings import apply_settings, from_dict
 from trainer.telemetry.prometheus import TelemetryConfig
@@ -35,6 +36,7 @@ class Config:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     run: RunConfig = field(default_factory=RunConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     seed: int = 0
 

@@ -148,6 +148,8 @@ class HalfForward:
         for index, (part, rows) in enumerate(self._rows(cotangent)):
             with self.network.sync(last=index == len(self.parts) - 1):
                 graph = self._graph or self.network.losses(self.network.logits(part.images), part)
+                # Zero, and NaN where a loss is not finite: then no gradient is, on any rank, and nothing moves.
+                rows = rows + 0.0 * graph.losses.detach()
                 scale((graph.losses * rows).sum()).backward()
             seen.append(graph)
         if self._values is None:

@@ -22,6 +22,8 @@ class OptimConfig:
     label_smoothing  mass spread evenly over the classes, in the training and the meta loss
     warmup_epochs    linear rise of the learning rate from zero before the cosine
     accumulation     micro-batches an update batch is run in, per rank
+    micro_batch      instead: most images in a micro-batch of a rank, so that memory stays when the number of ranks
+                     changes; 0: as accumulation says
     backend          torch, or NVIDIA apex's fused SGD where it is installed
     """
 
@@ -34,6 +36,7 @@ class OptimConfig:
     label_smoothing: float = 0.0
     warmup_epochs: float = 0.0
     accumulation: int = 1
+    micro_batch: int = 0
     backend: Literal["torch", "apex"] = "torch"
 
     def __post_init__(self) -> None:
@@ -58,6 +61,22 @@ class OptimConfig:
                 f"optim.accumulation is {self.accumulation}; it must be at least 1 and divide "
                 f"optim.update_batch ({self.update_batch})"
             )
+
+        if self.micro_batch < 0:
+            raise ValueError(f"optim.micro_batch is {self.micro_batch}; it must be at least 1, or 0 for off")
+        if self.micro_batch and self.accumulation > 1:
+            raise ValueError(
+                f"optim.micro_batch is {self.micro_batch} and optim.accumulation {self.accumulation}: both say how an "
+                f"update batch is cut; leave one at its default"
+            )
+
+    def micro_batches(self, world_size: int) -> int:
+        """Micro-batches that each of `world_size` ranks runs its share of an update batch in."""
+        if not self.micro_batch:
+            return self.accumulation
+        share = self.update_batch // world_size
+        fewest = -(-share // self.micro_batch)
+        return next((n for n in range(max(1, fewest), share + 1) if share % n == 0), 1)
 
     @property
     def peak_lr(self) -> float:
@@ -89,7 +108,27 @@ def build_sgd(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.
         from apex.optimizers import FusedSGD
 
         return FusedSGD(parameters, **settings)
-    return torch.optim.SGD(parameters, foreach=True, **settings)
+    parameters = list(parameters)
+    on_gpu = all(parameter.is_cuda for parameter in parameters)
+    # Fused, a step that must be left out is left out without asking the GPU for the reason.
+    return torch.optim.SGD(parameters, fused=on_gpu, foreach=not on_gpu, **settings)
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter the zero momentum that it begins with. A fused step that is left out must find one: it
+    would leave the memory of a new one as it happened to be."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+
+def step_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step where the device scalar is true, else nothing moves."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # torch's own protocol
+        optimizer.step()
+    elif finite.item():  # on a CPU there is nothing to wait for; with apex the device is waited for
+        optimizer.step()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

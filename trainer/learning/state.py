@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from trainer.learning.collectives import sum_over_ranks
 from trainer.learning.forward import Network
-from trainer.learning.optim import cosine, set_learning_rate
+from trainer.learning.guard import Guard, choose
+from trainer.learning.optim import cosine, set_learning_rate, start_momentum, step_if
 from trainer.models.weight_net import WeightNet
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class TrainState:
     """One owner of everything that training moves.
 
     update  the iteration's first update, until its second half has judged it (meta.schedule online); else None
+    guard   leaves out updates that are not finite
     """
 
     config: Config
@@ -44,8 +46,10 @@ class TrainState:
     progress: Progress
     lr: float = field(init=False, default=0.0)
     update: Update | None = field(init=False, default=None)
+    guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
+        self.guard = Guard(self.network.buffers, self.network.precision.device)
         self.set_learning_rates()
 
     @property
@@ -77,13 +81,20 @@ class TrainState:
             set_learning_rate(self.weight_net_optimizer, self.config.meta.lr * factor)
 
     def step_backbone(self) -> None:
-        """One optimizer step from .grad; in fp16 it is left out where a gradient overflowed."""
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        """One optimizer step from .grad, left out on every rank where a gradient is not finite."""
+        if not self.optimizer.state:
+            start_momentum(self.optimizer)
+        finite = self.guard.finite([p.grad for p in self.network.parameters.values() if p.grad is not None])
+        if self.scaled:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            step_if(finite, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
 
     def step_weight_net(self, weights: SampleWeights, cotangent: Tensor) -> None:
-        """One Adam step of the weight net along d meta_loss / d w = cotangent [n, K], summed over all ranks."""
+        """One Adam step of the weight net along d meta_loss / d w = cotangent [n, K], summed over all ranks; where it
+        is not finite nothing moves."""
         assert self.weight_net is not None
         assert self.weight_net_optimizer is not None
         self.weight_net_optimizer.zero_grad(set_to_none=True)
@@ -92,11 +103,16 @@ class TrainState:
         sums = sum_over_ranks([p.grad for p in parameters if p.grad is not None])
         for parameter, total in zip(parameters, sums, strict=True):
             parameter.grad = total
-        # Not through the loss scaler: the cotangent is unscaled. Where fp16 overflowed it is not finite, and then
-        # the whole step is multiplied away rather than asked about, which would wait for the GPU.
-        if self.scaled:
-            finite = torch.stack([total.isfinite().all() for total in sums]).all()
-            for parameter in parameters:
-                assert parameter.grad is not None
-                parameter.grad = torch.where(finite, parameter.grad, 0.0)
+        # Not through the loss scaler: the cotangent is unscaled. The step is taken and, where a gradient was not
+        # finite, taken back, rather than asked about, which would wait for the GPU.
+        finite = torch.stack([total.isfinite().all() for total in sums]).all()
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad = torch.where(finite, parameter.grad, 0.0)
+        moments = [
+            value for p in parameters for value in self.weight_net_optimizer.state[p].values() if value.shape == p.shape
+        ]
+        moved = [*(p.detach() for p in parameters), *moments]
+        before = [value.clone() for value in moved]
         self.weight_net_optimizer.step()
+        choose(finite, moved, before)

@@ -195,7 +195,10 @@ def _facts(rows: Sequence[Row], every_row: Sequence[Row], evaluation: Row | None
 def _troubles(rows: Sequence[Row]) -> list[str]:
     """What a reader should know went wrong, counted by kind."""
     bad = Counter(row["reason"] for row in rows if row["event"] == "bad_image")
-    skipped = Counter(row["reason"] for row in rows if row["event"] == "skipped_step")
+    skipped: Counter[str] = Counter()
+    for row in rows:
+        if row["event"] == "skipped_step":
+            skipped[row["reason"]] += row.get("number", 1)
     return [
         *(f"{count} unreadable training images replaced ({reason})" for reason, count in bad.most_common()),
         *(f"{count} updates left out ({reason})" for reason, count in skipped.most_common()),

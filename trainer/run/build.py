@@ -48,7 +48,7 @@ def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ran
         _tracked(module if compiled is None else compiled, ranks),
         precision,
         config.optim.label_smoothing,
-        config.optim.accumulation,
+        config.optim.micro_batches(ranks.world_size),
         compiled,
     )
     return TrainState(

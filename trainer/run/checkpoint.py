@@ -33,6 +33,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointConfig",
     "CheckpointError",
+    "keep_as_best",
     "load_latest",
     "read_checkpoint",
     "save_checkpoint",
@@ -44,7 +45,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 TENSORS, LATEST = "tensors.safetensors", "latest"
-TEMPORARY, PASSED_OVER = ".writing-", "passed-over-"
+TEMPORARY, PASSED_OVER, BEST = ".writing-", "passed-over-", "best-"
 _STEP = re.compile(r"step-(\d{7,})(?:-(\d+))?")
 
 
@@ -54,10 +55,12 @@ class CheckpointConfig:
 
     every  how often to save: epochs, steps (iterations) or a time, as in 1epoch, 500steps, 10min
     keep   how many of the newest checkpoints stay; 0 keeps all
+    keep_best  keep the one with the best validation top-1 of the last exit too, as the folder best-step-N
     """
 
     every: str = "1epoch"
     keep: int = 3
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         Interval.parse(self.every, "checkpoint.every")
@@ -155,6 +158,33 @@ def load_latest(run_folder: Path) -> Checkpoint | None:
             f"{Path(run_folder) / 'checkpoints'} to start over"
         )
     return None
+
+
+def keep_as_best(run_folder: Path, iteration: int) -> Path:
+    """Keep the newest checkpoint of `iteration` under a name that is never pruned, instead of the best one before; its
+    folder. Its files are linked, not copied: they take no room of their own while both are there.
+
+    Raises CheckpointError where the disk refuses.
+    """
+    parent = Path(run_folder) / "checkpoints"
+    source = [folder for folder in step_folders(parent) if _age(folder)[0] == iteration][-1]
+    best, temporary = parent / f"{BEST}{source.name}", parent / f"{TEMPORARY}{BEST}{source.name}"
+    if best.is_dir():
+        return best
+    try:
+        temporary.mkdir()
+        for file in source.iterdir():
+            os.link(file, temporary / file.name)
+        flush_folder(temporary)
+        others = list(parent.glob(f"{BEST}step-*"))
+        temporary.rename(best)
+        flush_folder(parent)
+        for other in others:
+            shutil.rmtree(other.rename(parent / f"{TEMPORARY}{other.name}-old"))
+    except OSError as error:
+        _remove_leftovers(parent)
+        raise CheckpointError(f"{source} could not be kept as {best.name}: {error.strerror or error}") from error
+    return best
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

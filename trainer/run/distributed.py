@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,8 +83,42 @@ def process_group(device: str, timeout_seconds: float = 600.0) -> Iterator[Ranks
         "nccl" if chosen.type == "cuda" else "gloo",
         timeout=timedelta(seconds=timeout_seconds),
         device_id=chosen if chosen.type == "cuda" else None,
+        **_meeting_place(ranks, timeout_seconds),
     )
     try:
         yield ranks
     finally:
         dist.destroy_process_group()
+
+
+def _meeting_place(ranks: Ranks, timeout_seconds: float) -> dict[str, Any]:
+    """Where the ranks of this start find each other, as arguments of init_process_group; {} for the usual place.
+
+    torchrun keeps its store when it starts workers again, and torch (2.14) looks there for addresses that the dead
+    ones left. So the first rank names a corner of the store that is new, and tells it to each other rank in answer to
+    a name that is new too: none can take an old answer for its own.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+    own = uuid.uuid4().hex
+    if ranks.is_first:
+        corner, deadline = own, time.monotonic() + timeout_seconds
+        while store.add(f"{corner}/joined", 0) < ranks.world_size - 1:
+            for name in (f"earlybird/asks/{other}" for other in range(1, ranks.world_size)):
+                if store.check([name]):
+                    store.set(f"earlybird/answer/{store.get(name).decode()}", corner)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not all of {ranks.world_size} ranks came within {timeout_seconds:.0f} s")
+            time.sleep(0.02)
+    else:
+        store.set(f"earlybird/asks/{ranks.rank}", own)
+        corner = store.get(f"earlybird/answer/{own}").decode()  # waits for it
+        store.add(f"{corner}/joined", 1)
+    place = dist.PrefixStore(corner, store)  # type: ignore[attr-defined]
+    return {"store": place, "rank": ranks.rank, "world_size": ranks.world_size}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer.config import Config, read_config, write_config
 from trainer.run.checkpoint import step_folders
-from trainer.settings import setting_names
+from trainer.settings import nearest, setting_names
 
 # What may differ between a run and its continuation: where the data lies and what reads it (decoders differ in the
 # rounding of a pixel), what is logged and when it is saved. All else makes it another run.
@@ -24,6 +25,8 @@ FREE = (
     "run.log_every",
     "run.evaluate_every",
     "run.evaluation_batch",
+    "run.grace",
+    "health.",
 )
 
 
@@ -37,25 +40,34 @@ class RunFolder:
         self.summary_file = path / "summary.json"
         self.evaluation_file = path / "evaluation.json"
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, allowed: Sequence[str] = ()) -> None:
         """ValueError naming what differs where the folder holds another run than `config`.
 
         A start that never came to a checkpoint holds nothing: its settings may be mended and tried again.
+        allowed  names of settings that may differ all the same (--allow)
         """
+        known = setting_names(config)
+        for name in allowed:
+            if name not in known:
+                raise ValueError(
+                    f"--allow {name}: no setting has this name{nearest(name, list(known))} (earlybird show RECIPE "
+                    f"lists them)"
+                )
         if os.path.exists(self.path) and not os.path.isdir(self.path):
             raise ValueError(f"--run {self.path} is a file; give a folder")
         if not os.path.isfile(self.config_file) or not step_folders(self.path / "checkpoints"):
             return
-        theirs, ours = setting_names(read_config(self.config_file)), setting_names(config)
+        theirs, ours = setting_names(read_config(self.config_file)), known
         differing = [
             f"{name} is {theirs.get(name)} there and {ours.get(name)} here"
             for name in sorted(theirs.keys() | ours.keys())
-            if theirs.get(name) != ours.get(name) and not name.startswith(FREE)
+            if theirs.get(name) != ours.get(name) and not name.startswith(FREE) and name not in allowed
         ]
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise ValueError(
-                f"--run {self.path} holds another run: {'; '.join(differing[:3])}{more}; give --run another folder"
+                f"--run {self.path} holds another run: {'; '.join(differing[:3])}{more}; give --run another folder, or "
+                f"--allow NAME to go on with that setting changed"
             )
 
     def claim(self, config: Config) -> None:

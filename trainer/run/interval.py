@@ -29,6 +29,14 @@ class Interval:
             )
         return cls(int(match[1]), UNITS[match[2]])
 
+    @classmethod
+    def time(cls, text: str, setting: str) -> float:
+        """Seconds of `60s`, `10min` or `1h`; ValueError naming `setting` for anything else."""
+        seconds = cls.parse(text, setting).seconds
+        if seconds is None:
+            raise ValueError(f"{setting} is {text!r}; it must be a time, for example 60s or 10min")
+        return seconds
+
     @property
     def seconds(self) -> int | None:
         """Its length where it is a time, None where it counts epochs or steps."""

@@ -21,12 +21,12 @@ class Hooks:
 
     log       receives the reading of a log step
     replaced  receives the images of a batch that could not be read: (row, reason) of each
-    between   (epoch that just ended or None, stop, save): evaluate and save where that is due
+    between   (epoch that just ended or None, stop, save): evaluate and save where that is due; True to end here
     """
 
     log: Callable[[TrainState, Reading], None]
     replaced: Callable[[tuple[tuple[int, str], ...]], None]
-    between: Callable[[int | None, bool, bool], None]
+    between: Callable[[int | None, bool, bool], bool]
 
 
 def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Requests, last: int) -> bool:
@@ -36,6 +36,7 @@ def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Reques
     for loaded in window.fetched(loader.batches(progress.iteration, last)):
         batch = loaded.normalized(precision.image_dtype, precision.memory_format)
         for train_half, meta_half in batch.crossed_halves():
+            state.guard.keep()  # should this half not be finite
             # Once: the lookahead and the real update share it.
             forward = HalfForward(state.network, train_half, record=state.meta_due)
             if state.meta_due:
@@ -51,7 +52,6 @@ def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Reques
         if stop or epoch is not None or progress.iteration % log_every == 0 or progress.iteration == last:
             hooks.log(state, window.read())  # waits for the device, here only
         with window.paused():
-            hooks.between(epoch, stop, save)
-        if stop:
-            return False
+            if hooks.between(epoch, stop, save):
+                return False
     return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer.run.interval import Interval
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -13,14 +15,17 @@ class RunConfig:
     evaluate_every    epochs between evaluations; the end of the run is always evaluated
     evaluation_batch  images per rank in one evaluation step
     log_every         iterations between log steps (each waits for the device once)
+    grace             what the cluster leaves a run that it asks to stop, before it kills; told of where too short
     """
 
     epochs: int = 100
     evaluate_every: int = 1
     evaluation_batch: int = 256
     log_every: int = 10
+    grace: str = "60s"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "evaluate_every", "evaluation_batch", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; it must be at least 1")
+        Interval.time(self.grace, "run.grace")

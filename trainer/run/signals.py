@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._stop = self._save = False
+        self.asked_at: float | None = None  # time.monotonic() of the first signal to stop that came to this process
         self._group: Any = None  # a gloo group: agreeing must not touch the GPU's stream
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo")
@@ -37,13 +39,15 @@ class Requests:
             os._exit(130)
         else:
             self._stop = True
+            self.asked_at = self.asked_at or time.monotonic()
 
     def ask_to_save(self) -> None:
         """As SIGUSR2 would: all ranks save in one of the next iterations."""
         self._save = True
 
     def poll(self) -> tuple[bool, bool]:
-        """(stop, save) as agreed over all ranks; call once an iteration on every rank."""
+        """(stop, save) as agreed over all ranks; call equally often on every rank: once an iteration or evaluation
+        batch. A save that the caller cannot see to goes back by `ask_to_save`."""
         mine = torch.tensor([self._stop, self._save], dtype=torch.int32)
         self._save = False
         if self._group is None:

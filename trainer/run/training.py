@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +15,39 @@ from dataloading.batch import Batch
 from dataloading.datasets.contents import reasons
 from dataloading.datasets.open import ImageSet, open_dataset
 from dataloading.loader import TrainLoader, evaluation_loader, train_loader
-from trainer.config import Config, to_dict
+from trainer.config import Config
 from trainer.evaluation.anytime import AnytimeRow, anytime
+from trainer.learning.meta_gradient import meta_step
 from trainer.learning.precision import resolve_precision
 from trainer.learning.state import Progress, TrainState
 from trainer.run import snapshot
 from trainer.run.build import build_state, warmup_iterations
-from trainer.run.checkpoint import CheckpointError, load_latest, save_checkpoint
+from trainer.run.checkpoint import Checkpoint, load_latest
 from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder
-from trainer.run.interval import Due
+from trainer.run.health import RollbackError, Signs, diverged
+from trainer.run.interval import Due, Interval
 from trainer.run.loop import Hooks, train
+from trainer.run.saver import Saver
 from trainer.run.signals import Requests
+from trainer.run.watchdog import Watchdog
 from trainer.telemetry.jsonl import read_log
 from trainer.telemetry.progress_bar import ProgressBar
 from trainer.telemetry.telemetry import Telemetry
-from trainer.telemetry.window import Reading
+from trainer.telemetry.window import Reading, Window
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What belongs to one start and not to the run: its folder, an early stop (0 = none), the device."""
+    """What belongs to one start and not to the run: its folder, an early stop (0 = none), the device, and the settings
+    that may differ from those the folder's run was begun with."""
 
     run: Path
     max_steps: int = 0
     device: str = "auto"
+    allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_steps < 0:
@@ -60,7 +66,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         ranks = stack.enter_context(process_group(options.device))
         resolve_precision(config.precision, ranks.device)  # refuses before any image is read
         folder = RunFolder(options.run)
-        folder.check(config)
+        folder.check(config, options.allow)
         with closing(ProgressBar()) as progress:  # the first look at a large set reads every image's header
             images = open_dataset(config.data, config.seed, progress=progress if ranks.is_first else None)
         loader = train_loader(
@@ -68,7 +74,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
             images.train,
             seed=config.seed,
             update_batch=config.optim.update_batch,
-            accumulation=config.optim.accumulation,
+            accumulation=config.optim.micro_batches(ranks.world_size),
             rank=ranks.rank,
             world_size=ranks.world_size,
             device=ranks.device,
@@ -77,7 +83,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         total = loader.num_iterations(config.run.epochs)
         start = Progress(0, total, warmup_iterations(config, total))
         state = build_state(config, len(images.classes), start, ranks)
-        passed_over = resume(state, folder, images)
+        found = resume(state, folder, images)
         if ranks.is_first:  # only now: a start that is refused leaves everything as it was
             folder.claim(config)
         ranks.barrier()
@@ -93,16 +99,19 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         )
         stack.enter_context(closing(telemetry))
         requests = stack.enter_context(closing(Requests()))
-        training = Training(config, ranks, folder, images, loader, state, telemetry, requests)
-        if passed_over is not None:
-            training.resumed(passed_over)
+        described = {"data_fingerprint": images.fingerprint, "classes": list(images.classes)}
+        saver = stack.enter_context(closing(Saver(config, ranks, folder, telemetry, described)))
+        watchdog = stack.enter_context(closing(Watchdog(config.health, folder.path, ranks.rank, PHASES)))
+        training = Training(config, ranks, folder, images, loader, state, telemetry, requests, saver, watchdog)
+        if found is not None:
+            training.resumed(found)
         return training.run(options.max_steps)
 
 
-def resume(state: TrainState, folder: RunFolder, images: ImageSet) -> tuple[tuple[str, str], ...] | None:
+def resume(state: TrainState, folder: RunFolder, images: ImageSet) -> Checkpoint | None:
     """Set `state` to the folder's newest whole checkpoint. Every rank reads it for itself.
 
-    Returns (name, reason) of the newer ones that are not whole, or None where there is no checkpoint at all.
+    Returns it without its tensors (what was passed over is in it), or None where there is no checkpoint at all.
     ValueError where it is of another net or of other images.
     """
     checkpoint = load_latest(folder.path)
@@ -115,7 +124,7 @@ def resume(state: TrainState, folder: RunFolder, images: ImageSet) -> tuple[tupl
             f"{images.fingerprint[:12]}); give the same data or --run another folder"
         )
     snapshot.restore(state, checkpoint.tensors, checkpoint.meta["state"])
-    return checkpoint.passed_over
+    return replace(checkpoint, tensors={})
 
 
 class Training:
@@ -131,14 +140,19 @@ class Training:
         state: TrainState,
         telemetry: Telemetry,
         requests: Requests,
+        saver: Saver,
+        watchdog: Watchdog,
     ) -> None:
         self.config, self.ranks, self.folder, self.images = config, ranks, folder, images
         self.loader, self.state, self.telemetry, self.requests = loader, state, telemetry, requests
+        self.saver, self.watchdog = saver, watchdog
         self.due = Due(config.checkpoint.interval)
+        self.signs = Signs(config.sample_weights.epsilon if config.sample_weights.enabled else None)
         self.last = state.progress.total
-        self.saved_at = self.evaluated_at = -1
+        self.evaluated_at = -1
         self.scores: list[AnytimeRow] = []
-        self.passed_over: tuple[tuple[str, str], ...] = ()
+        self.found: Checkpoint | None = None
+        self.num_rollbacks = 0
         self.trained_images, self.trained_seconds = 0, 0.0  # of the whole run, all its starts together
         self.unreadable: list[tuple[int, int, str]] = []  # iteration, row, reason; of this rank, since the log step
 
@@ -155,20 +169,16 @@ class Training:
             total=progress.total,
             data=self.images.name,
         )
-        for name, reason in self.passed_over:
-            self.telemetry.event("checkpoint passed over", folder=name, reason=reason)
+        self.tell_found()
         if left_out:
             first = f"{left_out[0].name} ({left_out[0].reason})"
             self.telemetry.event("unreadable images left out", number=len(left_out), first=first)
-        finished = True
-        if progress.iteration < self.last:
-            hooks = Hooks(self.log, self.replaced, self.between)
-            finished = train(self.state, self.loader, hooks, self.requests, self.last)
+        finished = self.train()
         if finished:
-            if self.saved_at != progress.iteration:
-                self.save()
-            if self.evaluated_at != progress.iteration:
-                self.evaluate()
+            self.saver.save(self.state, unless_done=True)
+            finished = self.evaluated_at == progress.iteration or self.evaluate()
+        self.saver.safe(self.state)
+        self.tell_grace()
         complete = progress.iteration >= progress.total
         summary = {
             "status": "preempted" if not finished else "completed" if complete else "stopped",
@@ -187,16 +197,63 @@ class Training:
         self.ranks.barrier()  # torchrun ends the others once one rank has left: none may while the first one writes
         return summary
 
-    def resumed(self, passed_over: tuple[tuple[str, str], ...]) -> None:
+    def train(self) -> bool:
+        """Iterations up to the last one, again from the newest checkpoint where one has to go back; False where a
+        signal ended them early."""
+        hooks = Hooks(self.log, self.replaced, self.between)
+        while self.state.progress.iteration < self.last:
+            try:
+                return train(self.state, self.loader, hooks, self.requests, self.last)
+            except RollbackError as reason:
+                self.roll_back(str(reason))
+        return True
+
+    def roll_back(self, reason: str) -> None:
+        """Set the state to the newest checkpoint; FloatingPointError where that was done too often or there is none."""
+        left_at = self.state.progress.iteration
+        self.saver.settle(block=True)
+        self.ranks.barrier()
+        self.num_rollbacks += 1
+        if self.num_rollbacks > self.config.health.max_rollbacks or self.saver.saved_at < 0:
+            raise self.diverged(reason)
+        found = resume(self.state, self.folder, self.images)
+        assert found is not None
+        self.state.guard.forget()
+        self.unreadable = []
+        self.resumed(found)
+        self.telemetry.start(found.iteration, again=True, last=self.last, total=self.state.progress.total)
+        self.telemetry.event("rolled back", reason=reason, left_at=left_at, number=self.num_rollbacks)
+        self.tell_found()
+
+    def resumed(self, found: Checkpoint) -> None:
         """The state is that of a checkpoint: what the run had logged until then counts on."""
-        self.passed_over = passed_over
-        iteration = self.saved_at = self.state.progress.iteration
+        self.found = found
+        self.trained_images, self.trained_seconds, self.evaluated_at = 0, 0.0, -1
+        iteration = self.saver.asked_at = self.saver.saved_at = self.state.progress.iteration
         for row in read_log(self.folder.log_file):
             if row["event"] == "train" and row["iteration"] <= iteration:
                 self.trained_images += row["images"]
                 self.trained_seconds += row["seconds"]
+            if row["event"] == "eval" and row["iteration"] <= iteration:
+                self.saver.best = max(self.saver.best, row["exits"][-1]["top1"])
             if row["event"] == "eval" and row["iteration"] == iteration:
                 self.scores, self.evaluated_at = row["exits"], iteration
+
+    def tell_found(self) -> None:
+        """Which checkpoint training goes on from, and which it could not."""
+        if self.found is not None:
+            for name, reason in self.found.passed_over:
+                self.telemetry.event("checkpoint passed over", folder=name, reason=reason)
+            self.telemetry.event("goes on from", folder=self.found.folder.name, iteration=self.found.iteration)
+
+    def tell_grace(self) -> None:
+        """After a stop that was asked for: whether the cluster would have waited for it."""
+        if self.requests.asked_at is not None:
+            took, grace = time.monotonic() - self.requests.asked_at, self.config.run.grace
+            late = took > Interval.time(grace, "run.grace")
+            self.telemetry.event(
+                "stopped after its grace" if late else "stopped within its grace", seconds=round(took, 1), grace=grace
+            )
 
     def log(self, state: TrainState, reading: Reading) -> None:
         """A log step. FloatingPointError where a loss is no longer finite, naming the step."""
@@ -209,24 +266,46 @@ class Training:
             self.telemetry.bad_image(reason, iteration=iteration, row=image, name=self.images.train.name(image))
         self.unreadable = []
         self.telemetry.train(row)
-        if not reading.finite:
-            raise self.diverged(f"a training loss is not finite (by exit: {reading.loss})")
+        self.saver.iteration_seconds = reading.seconds / max(1, reading.num_iterations)
+        for name, fields in self.signs.trained(reading):
+            self.telemetry.event(name, iteration=progress.iteration, **fields)
+        for phase, seconds in self.watchdog.stalls():
+            self.telemetry.event("stalled", iteration=progress.iteration, phase=phase, seconds=round(seconds, 1))
+        self.judge(None if reading.finite else f"a training loss is not finite (by exit: {reading.loss})")
+
+    def judge(self, seen: str | None = None) -> None:
+        """Follow health.non_finite where updates were left out since the last time; waits for the device.
+
+        seen  what else is known to be not finite
+        Raises FloatingPointError where the run must end, RollbackError where it must go back.
+        """
+        health, scaled = self.config.health, self.state.scaled
+        left_out, in_a_row = self.state.guard.read()
+        if left_out:
+            iteration = self.state.progress.iteration
+            self.telemetry.skipped_step("fp16_overflow" if scaled else "non_finite", left_out, iteration=iteration)
+        elif seen is None:
+            return
+        skipping = health.non_finite == "skip" or scaled  # the loss scale is found by overflowing
+        if left_out and skipping and in_a_row <= health.max_skips:
+            return
+        what = seen or "a gradient is not finite"
+        if left_out:
+            what += f" ({left_out} updates were left out, {in_a_row} in a row)"
+        if health.non_finite == "rollback":
+            raise RollbackError(what)
+        raise self.diverged(what)
 
     def diverged(self, what: str) -> FloatingPointError:
-        """The error that ends a run whose numbers are no longer finite; `what` was seen first."""
-        kept = f"the checkpoint of iteration {self.saved_at} is good" if self.saved_at >= 0 else "nothing was saved yet"
-        return FloatingPointError(
-            f"training diverged: {what} after iteration {self.state.progress.iteration}; {kept}. Train in another "
-            f"--run folder with a lower optim.base_lr (it is {self.config.optim.base_lr}) or, if it was in half "
-            f"precision, with precision.dtype=float32"
-        )
+        return diverged(what, self.state.progress.iteration, self.saver.saved_at, self.config)
 
     def replaced(self, images: tuple[tuple[int, str], ...]) -> None:
         """Images of the last batch that could not be read: others took their places. Told at the next log step."""
+        self.watchdog.beat()
         self.unreadable += [(self.state.progress.iteration, row, reason) for row, reason in images]
 
-    def between(self, ended_epoch: int | None, stop: bool, save: bool) -> None:
-        """After every iteration, on every rank: save and evaluate where that is due."""
+    def between(self, ended_epoch: int | None, stop: bool, save: bool) -> bool:
+        """After every iteration, on every rank: save and evaluate where that is due. True where training must end."""
         iteration = self.state.progress.iteration
         done = None if ended_epoch is None else ended_epoch + 1
         if self.due.interval.seconds is None:
@@ -235,41 +314,22 @@ class Training:
             self.requests.ask_to_save()  # one clock decides, all ranks follow in a later iteration
             self.due.restart()
         if save or stop:
-            self.save()
+            self.judge()  # nothing is saved behind an update that should have ended the run
+            self.due.restart()
+            self.saver.save(self.state)
+        else:
+            self.saver.settle()
         if done is not None and not stop and done % self.config.run.evaluate_every == 0:
-            self.evaluate()
+            stop = not self.evaluate()
+        if stop:
+            self.saver.safe(self.state)
+        return stop
 
-    def save(self) -> None:
-        """Write a checkpoint: the state is the same on every rank, the first one writes.
+    def evaluate(self) -> bool:
+        """Score every exit on the validation images, each exactly once over all ranks.
 
-        FloatingPointError where it is no longer finite: it must not push a good checkpoint out.
+        False where it was given up, on all ranks after the same batch, since a stop was asked for.
         """
-        progress = self.state.progress
-        if not snapshot.is_finite(self.state):
-            raise self.diverged("a weight of the net is not finite")
-        self.due.restart()
-        if self.ranks.is_first:
-            began = time.perf_counter()
-            tensors, values = snapshot.take(self.state)
-            meta = {
-                "config": to_dict(self.config),
-                "state": values,
-                "data_fingerprint": self.images.fingerprint,
-                "classes": list(self.images.classes),
-            }
-            keep = self.config.checkpoint.keep
-            try:
-                folder = save_checkpoint(self.folder.path, progress.iteration, tensors, meta, keep)
-            except CheckpointError as error:
-                if progress.iteration == self.last:
-                    raise  # nothing would be left of the run's end
-                self.telemetry.event("checkpoint failed", iteration=progress.iteration, reason=str(error))
-                return  # the disk may be freed before the next one is due
-            self.telemetry.checkpoint(progress.iteration, seconds=time.perf_counter() - began, folder=folder)
-        self.saved_at = progress.iteration
-
-    def evaluate(self) -> None:
-        """Score every exit on the validation images, each exactly once over all ranks."""
         began = time.perf_counter()
         loader = evaluation_loader(
             self.config.data,
@@ -283,11 +343,22 @@ class Training:
 
         def noted() -> Iterator[Batch]:
             for batch in loader:
+                self.watchdog.beat()
+                stop, save = self.requests.poll()
+                if stop:
+                    raise AbandonedError
+                if save:
+                    self.requests.ask_to_save()  # after the next iteration
                 unreadable.extend(reason for _, reason in batch.replaced)
                 yield batch
 
-        with closing(loader):
-            self.scores = anytime(self.state.network.module, noted(), self.state.network.precision)
+        try:
+            with closing(loader):
+                self.scores = anytime(self.state.network.module, noted(), self.state.network.precision)
+        except AbandonedError:
+            self.telemetry.event("evaluation given up", iteration=self.state.progress.iteration)
+            return False
+        self.saver.settle()
         self.evaluated_at = self.state.progress.iteration
         seconds = time.perf_counter() - began
         self.telemetry.evaluation(
@@ -297,3 +368,23 @@ class Training:
             seconds=seconds,
             unreadable=Counter(self.ranks.gather(unreadable)),
         )
+        for name, fields in self.signs.evaluated(self.scores):
+            self.telemetry.event(name, iteration=self.evaluated_at, **fields)
+        self.saver.keep_best(self.state, self.scores[-1]["top1"])
+        return True
+
+
+class AbandonedError(Exception):
+    """An evaluation ends early: the process is asked to stop."""
+
+
+# What the watchdog calls what it finds the training thread in.
+PHASES: dict[Callable[..., Any], str] = {
+    Window.fetched: "data",
+    train: "train",
+    meta_step: "meta",
+    Window.read: "log",
+    Training.evaluate: "evaluation",
+    Saver.save: "checkpoint",
+    Saver.settle: "checkpoint",
+}

@@ -61,12 +61,15 @@ class Telemetry:
         self.metrics.set("iterations_planned", num_iterations)
         self.metrics.set("build_info", 1, version=_version(), torch=torch.__version__, recipe=title, device=device)
 
-    def start(self, iteration: int, *, left_out: Mapping[str, int] | None = None, **fields: Any) -> None:
+    def start(
+        self, iteration: int, *, left_out: Mapping[str, int] | None = None, again: bool = False, **fields: Any
+    ) -> None:
         """The run begins, or goes on after `iteration` iterations: later rows of the log no longer count.
 
+        again  this process goes back to an earlier iteration: it does not start up anew
         left_out  images that are no part of the data since they cannot be read: their number by reason
         """
-        began = psutil.Process().create_time()
+        began = time.time() if again else psutil.Process().create_time()
         row = self._write("start", iteration=iteration, process_began=began, left_out=dict(left_out or {}), **fields)
         for reason, count in (left_out or {}).items():
             self.metrics.add("bad_samples_total", count, reason=reason)
@@ -126,21 +129,21 @@ class Telemetry:
         if self._console and written:
             self._console.evaluation({"iteration": iteration, "split": split, "exits": rows})
 
-    def checkpoint(self, iteration: int, *, seconds: float, folder: Path) -> None:
-        """A checkpoint is safe on disk."""
+    def checkpoint(self, iteration: int, *, seconds: float, folder: Path, **fields: Any) -> None:
+        """A checkpoint is safe on disk; training waited `seconds` for it."""
         self._checkpointed = time.time()
         self.metrics.set("checkpoint_timestamp_seconds", self._checkpointed)
-        self._write("checkpoint", iteration=iteration, seconds=seconds, folder=folder.name)
+        self._write("checkpoint", iteration=iteration, seconds=seconds, folder=folder.name, **fields)
 
     def bad_image(self, reason: str, **fields: Any) -> None:
         """A training image could not be read and another took its place; reason  one of a fixed few words."""
         self.metrics.add("bad_samples_total", 1, reason=reason)
         self._write("bad_image", reason=reason, **fields)
 
-    def skipped_step(self, reason: str, **fields: Any) -> None:
-        """A backbone update was left out."""
-        self.metrics.add("skipped_steps_total", 1, reason=reason)
-        self._write("skipped_step", reason=reason, **fields)
+    def skipped_step(self, reason: str, number: int = 1, **fields: Any) -> None:
+        """`number` backbone updates were left out."""
+        self.metrics.add("skipped_steps_total", number, reason=reason)
+        self._write("skipped_step", reason=reason, number=number, **fields)
 
     def event(self, name: str, **fields: Any) -> None:
         """Anything else worth a row of the log and a line on the console."""

@@ -1,0 +1,131 @@
+"""Two ranks under torchrun, one of them in trouble: all act alike, nothing good is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.learning.optim import OptimConfig
+from trainer.run.checkpoint import load_latest
+from trainer.telemetry.jsonl import read_rows
+
+ROOT = Path(__file__).resolve().parents[3]
+WORKER = Path(__file__).with_name("faulty_worker.py")
+SETTINGS = ["meta.interval=2", "checkpoint.every=2steps", "checkpoint.keep=0"]
+Start = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def start(earlybird: Any, tmp_path: Path) -> Start:
+    """(run folder, fault, settings, torchrun's options) -> two ranks of it, ended."""
+
+    def started(run: Path, fault: str, *settings: str, torchrun: tuple[str, ...] = ()) -> Any:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *torchrun]
+        return subprocess.run(
+            [*command, "--", str(WORKER), *earlybird.arguments(run, *SETTINGS, *settings)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "FAULT": f"{fault} {tmp_path}/came"},
+            cwd=ROOT,
+            timeout=300,
+            capture_output=True,
+            text=True,
+        )
+
+    return started
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    found = load_latest(run)
+    assert found is not None
+    assert found.passed_over == ()
+    return found.tensors
+
+
+def events(run: Path, name: str) -> list[dict[str, Any]]:
+    return [row for row in read_rows(run / "log.jsonl") if row["event"] == name]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run that nothing happened to, once for all tests."""
+    return {"run": tmp_path_factory.mktemp("whole") / "run"}
+
+
+def unbroken(whole: dict[str, Path], start: Start) -> dict[str, torch.Tensor]:
+    run = whole["run"]
+    if not run.exists():
+        done = start(run, "none 0 0")
+        assert done.returncode == 0, done.stderr
+    return tensors_of(run)
+
+
+def test_a_lost_rank(start: Start, whole: dict[str, Path], tmp_path: Path) -> None:
+    """SIGKILL of one in the middle of an iteration: torchrun starts both again, from the last checkpoint, and the
+    weights at the end have the bits of a run that nothing happened to."""
+    run = tmp_path / "run"
+    done = start(run, "kill 1 7", torchrun=("--max-restarts=1",))
+    assert done.returncode == 0, done.stderr
+    starts = events(run, "start")
+    assert len(starts) == 2
+    assert starts[0]["iteration"] == 0
+    assert starts[1]["iteration"] in (4, 6)  # the write of 6 may have been under way
+    assert events(run, "goes on from")[0]["iteration"] == starts[1]["iteration"]
+    ours, theirs = tensors_of(run), unbroken(whole, start)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_nan_on_one_rank_stops_both_before_the_update(start: Start, whole: dict[str, Path], tmp_path: Path) -> None:
+    """In iteration 6; the log step comes after iteration 10, a checkpoint falls due after 8."""
+    run = tmp_path / "run"
+    done = start(run, "nan 1 6", "run.log_every=10", torchrun=("--max-restarts=1",))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("earlybird: training diverged") == 2, done.stderr
+    assert "1 updates were left out, 1 in a row) after iteration 8" in done.stderr
+    # Iteration 8 was not saved, 6 was not touched, and from there all goes on as if nothing had been.
+    assert [row["iteration"] for row in events(run, "goes on from")] == [6]
+    ours, theirs = tensors_of(run), unbroken(whole, start)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_preempted_while_it_evaluates(start: Start, whole: dict[str, Path], tmp_path: Path) -> None:
+    """SIGTERM comes to one rank in the evaluation after iteration 5: both leave it, the state is safe, code 75."""
+    run = tmp_path / "run"
+    settings = ("run.evaluate_every=1", "run.evaluation_batch=1")
+    done = start(run, "term 1 5", *settings, torchrun=("--max-restarts=1",))
+    assert done.returncode == 0, done.stderr
+    assert [row["status"] for row in events(run, "end")] == ["preempted", "completed"]
+    assert [row["iteration"] for row in events(run, "evaluation given up")] == [5]
+    assert [row["iteration"] for row in events(run, "eval")] == [9]
+    assert [row["iteration"] for row in events(run, "goes on from")] == [5]
+    ours, theirs = tensors_of(run), unbroken(whole, start)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@given(
+    share=st.integers(1, 512),
+    world_size=st.integers(1, 64),
+    micro_batch=st.integers(1, 600),
+)
+def test_micro_batches_keep_the_memory_of_a_rank(share: int, world_size: int, micro_batch: int) -> None:
+    """Whatever the number of ranks: as few parts as fit, and equal ones."""
+    optim = OptimConfig(share * world_size, micro_batch=micro_batch)
+    parts = optim.micro_batches(world_size)
+    assert share % parts == 0
+    assert share // parts <= micro_batch
+    assert all(share % fewer or share // fewer > micro_batch for fewer in range(1, parts))
+    assert OptimConfig(share * world_size, accumulation=1).micro_batches(world_size) == 1
+
+
+def test_both_ways_to_cut_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"optim\.micro_batch is 4 and optim\.accumulation 2"):
+        OptimConfig(8, accumulation=2, micro_batch=4)
+    with pytest.raises(ValueError, match=r"optim\.micro_batch is -1"):
+        OptimConfig(8, micro_batch=-1)
