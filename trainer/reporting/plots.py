@@ -147,13 +147,13 @@ def _weights(axes: Sequence[Axes], rows: Sequence[Row], colours: Sequence[Any]) 
     epochs = [row["epoch"] for row in rows]
     _dress(axes[0], "Sample weights: median, 5 to 95 % band", "", "weight")
     for k, colour in enumerate(colours):
-        low, middle, high = zip(*(row["weight_quantiles"][k] for row in rows), strict=True)
+        low, middle, high = zip(*(map(_number, row["weight_quantiles"][k]) for row in rows), strict=True)
         axes[0].plot(epochs, middle, color=colour, lw=1.3)
         axes[0].fill_between(epochs, low, high, color=colour, alpha=0.13, lw=0)
     _dress(axes[1], "Mean weight: harder (line), easier half (dashes)", "", "weight")
     for k, colour in enumerate(colours):
-        axes[1].plot(epochs, [row["weight_hard"][k] for row in rows], color=colour, lw=1.3)
-        axes[1].plot(epochs, [row["weight_easy"][k] for row in rows], color=colour, lw=1.1, ls="--")
+        axes[1].plot(epochs, [_number(row["weight_hard"][k]) for row in rows], color=colour, lw=1.3)
+        axes[1].plot(epochs, [_number(row["weight_easy"][k]) for row in rows], color=colour, lw=1.1, ls="--")
     for axis in axes:
         axis.axhline(1.0, color=INK, lw=0.6, alpha=0.5)
 

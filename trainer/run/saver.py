@@ -93,8 +93,10 @@ class Saver:
 
     def safe(self, state: TrainState) -> None:
         """Have `state` on disk before this returns; CheckpointError where it cannot be written."""
-        self.save(state, unless_done=True)
-        self.settle(block=True, needed=True)
+        self.settle(block=True)
+        if self.saved_at != state.progress.iteration:  # not begun, or it failed: there may be room now
+            self.save(state)
+            self.settle(block=True, needed=True)
 
     def keep_best(self, state: TrainState, score: float) -> None:
         """Keep the checkpoint of `state`, which scored `score`, if none scored higher; it is never removed."""
