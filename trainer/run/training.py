@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataloading.batch import Batch
 from dataloading.datasets.contents import reasons
 from dataloading.datasets.open import ImageSet, open_dataset
-from dataloading.loader import TrainLoader, evaluation_loader, train_loader
+from dataloading.loader import TrainLoader, train_loader
 from trainer.config import Config
-from trainer.evaluation.anytime import AnytimeRow, anytime
+from trainer.evaluation.anytime import AnytimeRow
 from trainer.learning.meta_gradient import meta_step
 from trainer.learning.precision import resolve_precision
 from trainer.learning.state import Progress, TrainState
-from trainer.run import snapshot
 from trainer.run.build import build_state, warmup_iterations
-from trainer.run.checkpoint import Checkpoint, load_latest
+from trainer.run.checkpoint import Checkpoint
 from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder
 from trainer.run.health import RollbackError, Signs, diverged
 from trainer.run.interval import Due, Interval
 from trainer.run.loop import Hooks, train
+from trainer.run.resume import resume
 from trainer.run.saver import Saver
 from trainer.run.signals import Requests
+from trainer.run.validation import validate
 from trainer.run.watchdog import Watchdog
 from trainer.telemetry.jsonl import read_log
 from trainer.telemetry.progress_bar import ProgressBar
@@ -106,25 +105,6 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         if found is not None:
             training.resumed(found)
         return training.run(options.max_steps)
-
-
-def resume(state: TrainState, folder: RunFolder, images: ImageSet) -> Checkpoint | None:
-    """Set `state` to the folder's newest whole checkpoint. Every rank reads it for itself.
-
-    Returns it without its tensors (what was passed over is in it), or None where there is no checkpoint at all.
-    ValueError where it is of another net or of other images.
-    """
-    checkpoint = load_latest(folder.path)
-    if checkpoint is None:
-        return None
-    theirs = checkpoint.meta.get("data_fingerprint")
-    if theirs != images.fingerprint:
-        raise ValueError(
-            f"--run {folder.path} was trained on other images (fingerprint {str(theirs)[:12]}, now "
-            f"{images.fingerprint[:12]}); give the same data or --run another folder"
-        )
-    snapshot.restore(state, checkpoint.tensors, checkpoint.meta["state"])
-    return replace(checkpoint, tensors={})
 
 
 class Training:
@@ -325,57 +305,37 @@ class Training:
             self.saver.safe(self.state)
         return stop
 
+    def may_go_on(self) -> bool:
+        """Before every batch of an evaluation, on every rank: False, alike on all, where a stop is asked for."""
+        self.watchdog.beat()
+        stop, save = self.requests.poll()
+        if save and not stop:
+            self.requests.ask_to_save()  # after the next iteration
+        return not stop
+
     def evaluate(self) -> bool:
         """Score every exit on the validation images, each exactly once over all ranks.
 
         False where it was given up, on all ranks after the same batch, since a stop was asked for.
         """
-        began = time.perf_counter()
-        loader = evaluation_loader(
-            self.config.data,
-            self.images.val,
-            batch_size=self.config.run.evaluation_batch,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            device=self.ranks.device,
-        )
-        unreadable: list[str] = []
-
-        def noted() -> Iterator[Batch]:
-            for batch in loader:
-                self.watchdog.beat()
-                stop, save = self.requests.poll()
-                if stop:
-                    raise AbandonedError
-                if save:
-                    self.requests.ask_to_save()  # after the next iteration
-                unreadable.extend(reason for _, reason in batch.replaced)
-                yield batch
-
-        try:
-            with closing(loader):
-                self.scores = anytime(self.state.network.module, noted(), self.state.network.precision)
-        except AbandonedError:
-            self.telemetry.event("evaluation given up", iteration=self.state.progress.iteration)
+        began, iteration = time.perf_counter(), self.state.progress.iteration
+        found = validate(self.state, self.images, self.ranks, self.may_go_on)
+        if found is None:
+            self.telemetry.event("evaluation given up", iteration=iteration)
             return False
         self.saver.settle()
-        self.evaluated_at = self.state.progress.iteration
-        seconds = time.perf_counter() - began
+        self.scores, self.evaluated_at = found.scores, iteration
         self.telemetry.evaluation(
-            self.scores,
+            found.scores,
             split="val",
-            iteration=self.evaluated_at,
-            seconds=seconds,
-            unreadable=Counter(self.ranks.gather(unreadable)),
+            iteration=iteration,
+            seconds=time.perf_counter() - began,
+            unreadable=found.unreadable,
         )
         for name, fields in self.signs.evaluated(self.scores):
             self.telemetry.event(name, iteration=self.evaluated_at, **fields)
         self.saver.keep_best(self.state, self.scores[-1]["top1"])
         return True
-
-
-class AbandonedError(Exception):
-    """An evaluation ends early: the process is asked to stop."""
 
 
 # What the watchdog calls what it finds the training thread in.

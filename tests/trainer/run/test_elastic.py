@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataloading.loader import EvaluationLoader
 from trainer.learning.optim import OptimConfig
 from trainer.run.checkpoint import load_latest
 from trainer.telemetry.jsonl import read_rows
@@ -107,6 +109,35 @@ def test_preempted_while_it_evaluates(start: Start, whole: dict[str, Path], tmp_
     assert [row["iteration"] for row in events(run, "goes on from")] == [5]
     ours, theirs = tensors_of(run), unbroken(whole, start)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_preempted_while_it_evaluates_real_images(
+    earlybird: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rank, the images decoded ahead: SIGTERM at the second of seven batches."""
+    run, seen = tmp_path / "run", []
+    batches = EvaluationLoader.__iter__
+
+    def terminated(loader: EvaluationLoader) -> Any:
+        for batch in batches(loader):
+            seen.append(len(batch))
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(EvaluationLoader, "__iter__", terminated)
+    settings = ["run.evaluate_every=1", "run.evaluation_batch=3", "run.grace=10min"]
+    outcome = earlybird.train(run, *settings, data=image_folder)
+    assert (outcome.code, outcome.json["status"]) == (75, "preempted"), outcome.err
+    assert len(seen) == 2
+    found = load_latest(run)
+    assert found is not None
+    assert found.iteration == 5
+    (row,) = events(run, "stopped within its grace")
+    assert row["grace"] == "10min"
+    assert row["seconds"] < 600
+    assert earlybird.train(run, *settings, data=image_folder).json["status"] == "completed"
+    assert len(seen) == 9
 
 
 @given(

@@ -145,7 +145,7 @@ def test_each_validation_image_once(
 
         return score(module, batches(), precision)
 
-    monkeypatch.setattr("trainer.run.training.anytime", watched)
+    monkeypatch.setattr("trainer.run.validation.anytime", watched)
     settings = [f"run.evaluation_batch={evaluation_batch}"]
     assert earlybird.train(tmp_path / "run", *settings, data=image_folder, more=["--max-steps", 1]).code == 0
     assert sorted(seen) == list(range(21))

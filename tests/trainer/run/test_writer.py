@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from trainer.run import saver
-from trainer.run.checkpoint import load_latest, read_checkpoint, step_folders, write_checkpoint
+from trainer.run.checkpoint import keep_as_best, load_latest, read_checkpoint, step_folders, write_checkpoint
 from trainer.run.manifest import CheckpointError
 from trainer.run.writer import Writer
 from trainer.telemetry.jsonl import read_rows
@@ -164,17 +164,17 @@ def test_what_ends_a_run_waits_for_the_write(earlybird: Any, tmp_path: Path, mon
 def test_keeps_the_best(earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the last exit's scores 10, 30, 20 after the three epochs the second one's checkpoint stays, through a
     restart, and though only the newest is kept otherwise."""
-    from trainer.run import training
+    from trainer.run import validation
 
     run, scores = tmp_path / "run", iter([10.0, 30.0, 20.0, 40.0])
-    score = training.anytime
+    score = validation.anytime
 
     def given(*arguments: Any) -> Any:
         rows = score(*arguments)
         rows[-1]["top1"] = next(scores)
         return rows
 
-    monkeypatch.setattr(training, "anytime", given)
+    monkeypatch.setattr(validation, "anytime", given)
     settings = ["run.evaluate_every=1", "checkpoint.keep=1", "checkpoint.keep_best=true"]
     kept = []
     for last in (9, 14, 18):  # the epochs end after iterations 5, 9, 14 and 18
@@ -186,3 +186,21 @@ def test_keeps_the_best(earlybird: Any, tmp_path: Path, monkeypatch: pytest.Monk
     best = read_checkpoint(run / "checkpoints" / "best-step-0000018")
     assert best.iteration == 18
     assert json.loads((run / "summary.json").read_text())["exits"][-1]["top1"] == 40.0
+
+
+def test_keeping_the_best_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best one before stays where the disk refuses; keeping the same one again changes nothing."""
+    tensors = {"model.weight": torch.ones(3)}
+    for iteration in (1, 2):
+        write_checkpoint(tmp_path, iteration, tensors, {})
+    best = keep_as_best(tmp_path, 1)
+    assert keep_as_best(tmp_path, 1) == best
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EDQUOT, "Disk quota exceeded")))
+        with pytest.raises(CheckpointError, match="Disk quota exceeded"):
+            keep_as_best(tmp_path, 2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best-step-0000001", "latest", "step-0000001", "step-0000002"]
+    assert keep_as_best(tmp_path, 2).name == "best-step-0000002"
+    assert not best.exists()
+    assert read_checkpoint(tmp_path / "checkpoints" / "best-step-0000002").iteration == 2
