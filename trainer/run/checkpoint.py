@@ -28,6 +28,7 @@ from torch import Tensor
 
 from trainer.run.interval import Interval
 from trainer.run.manifest import CheckpointError, flush_folder, read_file, read_manifest, write_file, write_manifest
+from trainer.run.tensors_file import pieces
 
 __all__ = [
     "Checkpoint",
@@ -118,14 +119,13 @@ def write_checkpoint(
     Raises CheckpointError where the disk refuses; nothing partial is left and earlier checkpoints are untouched.
     """
     parent = Path(run_folder) / "checkpoints"
-    payload = safetensors.torch.save(tensors)
     last = [folder.name for folder in step_folders(parent)[-1:]]
     temporary = parent / f"{TEMPORARY}step-{iteration:07}-{os.getpid()}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(parent)
         temporary.mkdir()
-        files = {TENSORS: write_file(temporary / TENSORS, payload)}
+        files = {TENSORS: write_file(temporary / TENSORS, pieces(tensors))}
         write_manifest(temporary, iteration, files, meta)
         folder = _unused_name(parent, iteration)
         temporary.rename(folder)
@@ -133,7 +133,7 @@ def write_checkpoint(
         _point_latest(parent, folder.name)
     except OSError as error:
         _remove_leftovers(parent)
-        raise CheckpointError(_cannot_write(parent, iteration, len(payload), last, error)) from error
+        raise CheckpointError(_cannot_write(parent, iteration, _size(tensors), last, error)) from error
     _tidy(parent, folder, keep)
     return folder
 
@@ -218,7 +218,7 @@ def _unused_name(parent: Path, iteration: int) -> Path:
 
 def _point_latest(parent: Path, name: str) -> None:
     temporary = parent / f"{TEMPORARY}{LATEST}"
-    write_file(temporary, f"{name}\n".encode())
+    write_file(temporary, [f"{name}\n".encode()])
     temporary.replace(parent / LATEST)
     flush_folder(parent)
 
@@ -244,6 +244,10 @@ def _remove_leftovers(parent: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _size(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _cannot_write(parent: Path, iteration: int, size: int, last: list[str], error: OSError) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def write_manifest(folder: Path, iteration: int, files: dict[str, Any], meta: di
         "meta": meta,
     }
     content = json.loads(json.dumps(content))  # the form that reading gives back: string keys, lists
-    write_file(folder / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=1).encode())
+    write_file(folder / MANIFEST, [json.dumps({**content, "sha256": _digest(content)}, indent=1).encode()])
     flush_folder(folder)
 
 
@@ -57,16 +58,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def write_file(path: Path, payload: bytes) -> dict[str, Any]:
-    """Write and flush to disk; its size and sha-256, as a manifest keeps them."""
-    digest, view = hashlib.sha256(), memoryview(payload)
+def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write what `pieces` are together and flush it to disk; its size and sha-256, as a manifest keeps them."""
+    digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
-        for start in range(0, len(view), _CHUNK):
-            digest.update(view[start : start + _CHUNK])
-            file.write(view[start : start + _CHUNK])
+        for piece in pieces:
+            view = memoryview(piece)
+            for start in range(0, len(view), _CHUNK):
+                digest.update(view[start : start + _CHUNK])
+                file.write(view[start : start + _CHUNK])
+            size += len(view)
         file.flush()
         os.fsync(file.fileno())
-    return {"size": len(payload), "sha256": digest.hexdigest()}
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def read_file(path: Path, size: int, sha256: str) -> bytes:

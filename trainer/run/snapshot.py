@@ -32,8 +32,8 @@ def is_finite(state: TrainState) -> bool:
     """Whether every weight and running statistic is a finite number. Waits for the device, once."""
     held = [*state.network.module.state_dict().values()]
     held += state.weight_net.state_dict().values() if state.weight_net is not None else []
-    largest = torch._foreach_norm([value for value in held if value.is_floating_point()], float("inf"))
-    return bool(torch.stack(largest).isfinite().all())
+    norms = torch._foreach_norm([value for value in held if value.is_floating_point()])
+    return bool(torch.stack(norms).isfinite().all())
 
 
 def restore(state: TrainState, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
