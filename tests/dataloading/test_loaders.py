@@ -373,17 +373,6 @@ def test_a_loader_left_in_the_middle_starts_anew(tmp_path: Path, loader: str) ->
     assert not {"dali loader", "resize_0", "files_0"} & {thread.name for thread in threading.enumerate()}
 
 
-def test_normalising_halves_is_normalising_the_whole(tmp_path: Path) -> None:
-    index = _index(tmp_path, *_jpegs(30))
-    with closing(train_loader(SMALL, index, seed=3, update_batch=10, device=CPU)) as loader:
-        (loaded,) = loader.batches(0, 1)
-    whole = loaded.normalized(torch.float32, torch.contiguous_format)
-    assert whole.images.is_contiguous()
-    for (a, b), (whole_a, whole_b) in zip(loaded.crossed_halves(), whole.crossed_halves(), strict=True):
-        assert torch.equal(a.normalized(torch.float32).images, whole_a.images)
-        assert torch.equal(b.normalized(torch.float32).images, whole_b.images)
-
-
 def test_synthetic_batches_are_made_once(tmp_path: Path) -> None:
     config = DataConfig(source="synthetic", image_size=16, resize_size=16)
     with closing(train_loader(config, _index(tmp_path, *_jpegs(30)), seed=3, update_batch=10, device=CPU)) as loader:
