@@ -28,4 +28,7 @@ check: $(STAMP)
 	.venv/bin/mypy
 
 bench: $(STAMP)
-	$(PY) -m kernels.bench
+	$(PY) -m trainer benchmark kernels
+	$(PY) -m trainer benchmark index
+	$(PY) -m trainer benchmark loader demo
+	$(PY) -m trainer benchmark step demo --batch 32 --no-compile
