@@ -135,9 +135,12 @@ def test_an_interrupted_prepare_goes_on(
             os.kill(os.getpid(), signal.SIGINT)
         return pack(*arguments, **more)
 
+    # A process started in a shell's background inherits SIGINT as ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
         patch.setattr(dataloading.prepare, "pack", interrupted)
         code, out, err = earlybird("prepare", damaged, tmp_path / "out", *options)
+    signal.signal(signal.SIGINT, inherited)
     assert (code, out) == (130, "")
     assert f"stopped; 2 finished parts are kept in {tmp_path / 'out'}: give the same command again to go on" in err
     assert "half prepared; run prepare again" in earlybird("data", "show", tmp_path / "out").err
