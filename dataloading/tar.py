@@ -97,7 +97,7 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
     while position < len(data) and data[position : position + 1].isdigit():
         length = int(data[position : data.index(b" ", position)])
         key, _, value = data[position : position + length].split(b" ", 1)[1].partition(b"=")
-        records[key] = value.rstrip(b"\n")
+        records[key] = value.removesuffix(b"\n")  # the one that ends the record
         position += length
     return records
 
