@@ -9,6 +9,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from kernels.exit_routing import shares
+
 RATIOS = tuple(i / 20 for i in range(1, 40))  # 0.05 .. 1.95
 
 NOBODY, EVERYBODY = 1e8, -1e8
@@ -60,7 +62,7 @@ def budgeted_batch(
     order = heldout_confidences.argsort(dim=0, descending=True, stable=True)
     rows: list[BudgetedRow] = []
     for ratio in ratios:
-        thresholds = find_thresholds(heldout_confidences, exit_shares(ratio, K), order)
+        thresholds = find_thresholds(heldout_confidences, shares(ratio, K), order)
         leaves = _exits_taken(test_confidences, thresholds)
         num_left = torch.bincount(leaves, minlength=K).tolist()
         rows.append(
@@ -76,15 +78,8 @@ def budgeted_batch(
     return rows
 
 
-def exit_shares(ratio: float, num_exits: int) -> Tensor:
-    """p_k = q^k / sum_j q^j, k = 1..K, in float32 by exp(k log q): the published program's rounding, which decides
-    floor(n p_k) where n p_k is whole."""
-    powers = torch.exp(torch.log(torch.tensor(ratio, dtype=torch.float32)) * torch.arange(1, num_exits + 1).float())
-    return powers / powers.sum()
-
-
-def find_thresholds(confidences: Tensor, shares: Tensor, order: Tensor | None = None) -> Tensor:
-    """[K] thresholds that send shares[k] of the held-out images to exit k (METHOD: evaluation, budgeted batch).
+def find_thresholds(confidences: Tensor, exit_shares: Tensor, order: Tensor | None = None) -> Tensor:
+    """[K] thresholds that send exit_shares[k] of the held-out images to exit k (METHOD: evaluation, budgeted batch).
 
     confidences  [N, K]; order  [N, K] their descending order per exit, where the caller has it already
     """
@@ -94,7 +89,7 @@ def find_thresholds(confidences: Tensor, shares: Tensor, order: Tensor | None = 
     thresholds = torch.full((K,), NOBODY, dtype=confidences.dtype)
     taken = torch.zeros(N, dtype=torch.bool)
     for k in range(K - 1):
-        quota = math.floor(N * shares[k])
+        quota = math.floor(N * exit_shares[k])
         free = order[:, k][~taken[order[:, k]]]
         if 0 < quota <= len(free):
             thresholds[k] = confidences[free[quota - 1], k]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.exit_losses import exit_losses
-from trainer.evaluation.budgeted import RATIOS, budgeted_batch, exit_shares, find_thresholds
+from kernels.exit_routing import shares as shares_of
+from trainer.evaluation.budgeted import RATIOS, budgeted_batch, find_thresholds
 
 
 def test_reference_vectors(vectors_folder: Path) -> None:
@@ -56,7 +57,7 @@ def test_thresholds_follow_the_words(data: st.DataObject) -> None:
     levels = st.integers(0, 8).map(lambda level: level / 8)  # few levels: many ties
     confidences = data.draw(st.lists(st.lists(levels, min_size=K, max_size=K), min_size=N, max_size=N))
     quotas = st.lists(st.integers(0, N), min_size=K, max_size=K).map(lambda counts: torch.tensor(counts) / N)
-    shares = data.draw(st.sampled_from(RATIOS).map(lambda ratio: exit_shares(ratio, K)) | quotas)
+    shares = data.draw(st.sampled_from(RATIOS).map(lambda ratio: shares_of(ratio, K)) | quotas)
     assert find_thresholds(torch.tensor(confidences), shares).tolist() == _by_the_words(confidences, shares)
 
 
