@@ -6,7 +6,6 @@ import io
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,16 @@ from dataloading.assembly import Assembly, Target
 from dataloading.bad_images import BadImages
 from dataloading.batch import Batch
 from dataloading.chunk import Chunk, advised, chunks
+from dataloading.heap import trim_heap
 from dataloading.index import PIXELS
 from dataloading.storage import Storage
 from dataloading.stream import Plan
+from dataloading.worker_threads import worker_threads
 
 log = logging.getLogger(__name__)
 
 _QUEUE = 2  # chunks inside DALI at once: one being decoded, one that its threads find ready
+_TRIM_IMAGES = 4096  # decoded between two trims of the heap
 _CPU_CHUNK, _GPU_CHUNK = 64, 256  # images; the GPU's hardware decoder wants many at once
 
 
@@ -45,7 +47,8 @@ class DaliReader:
         self.chunk_size = _GPU_CHUNK if decode_on_gpu else _CPU_CHUNK
         self.bad_images = BadImages(target.index, Storage(target.index, num_threads))
         self._foreign: set[int] = set()  # rows that are handed to DALI as BMP, since it does not know their form
-        self._pool = ThreadPoolExecutor(num_threads, "resize")
+        self._pool = worker_threads(num_threads, "resize")
+        self._decoded = 0  # images since the heap was trimmed
         self._pipeline = self._built()
 
     def batches(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
@@ -112,6 +115,10 @@ class DaliReader:
             self._put_images(chunk, outputs)
         else:
             chunk.put_regions(lambda i: np.asarray(outputs[i]), self._pool, self.num_threads)
+        self._decoded += len(chunk)
+        if self._decoded >= _TRIM_IMAGES:
+            self._decoded = 0
+            trim_heap()
         if chunk.is_last:
             chunk.assembly.send()
             yield chunk.assembly

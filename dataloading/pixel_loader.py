@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -15,6 +14,7 @@ from dataloading.batch import Batch
 from dataloading.chunk import Chunk, advised, chunks
 from dataloading.storage import Storage
 from dataloading.stream import Plan
+from dataloading.worker_threads import worker_threads
 
 _CHUNK = 1024  # images
 
@@ -25,7 +25,7 @@ class PixelReader:
     def __init__(self, target: Target, num_threads: int) -> None:
         self.target, self.num_threads = target, num_threads
         self.bad_images = BadImages(target.index, Storage(target.index, num_threads))
-        self._pool = ThreadPoolExecutor(num_threads, "cut")
+        self._pool = worker_threads(num_threads, "cut")
 
     def batches(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
         """One batch a plan, in order, `config.prefetch` of them made ahead."""
