@@ -17,7 +17,9 @@ class DataConfig:
     path           folder, archive or prepared set; "" means the recipe's own (demo, synthetic)
     source         how to read `path`: auto looks at what is there
     loader         dali | torchvision | synthetic (random pixels already on the device)
-    decode         where DALI decodes JPEG: cpu | gpu | auto (gpu on a CUDA device, else cpu)
+    decode         where DALI decodes JPEG: cpu | gpu | auto (on a CUDA device the faster one, by a short measurement
+                   at the start; else cpu). On a CUDA device resizing and cropping run there either way
+    hardware_decoder_load  share of the images that the GPU's JPEG unit decodes, where it has one (A100 and later)
     augmentation   imagenet: random resized crop (area 0.08..1, ratio 3/4..4/3) and flip; cifar: pad and crop, flip
     image_size     side of the training and evaluation image, pixels
     resize_size    short side before the evaluation centre crop, pixels (imagenet augmentation only)
@@ -33,6 +35,7 @@ class DataConfig:
     source: Literal["auto", "demo", "synthetic"] = "auto"
     loader: Literal["dali", "torchvision"] = "dali"
     decode: Literal["auto", "cpu", "gpu"] = "auto"
+    hardware_decoder_load: float = 0.65
     augmentation: Literal["imagenet", "cifar"] = "imagenet"
     image_size: int = 224
     resize_size: int = 256
@@ -59,6 +62,8 @@ class DataConfig:
         _at_least("data.prefetch", self.prefetch, 1)
         _at_least("data.synthetic_images", self.synthetic_images, 2)
         _at_least("data.synthetic_classes", self.synthetic_classes, 2)
+        if not 0 <= self.hardware_decoder_load <= 1:
+            raise ValueError(f"data.hardware_decoder_load is {self.hardware_decoder_load}; it is a share, 0 to 1")
         if self.heldout < 0:
             raise ValueError(f"data.heldout is {self.heldout}; give a share below 1 or a number of images")
         if not 0 <= self.long_tail_mu < 1:

@@ -34,8 +34,9 @@ _CPU_CHUNK, _GPU_CHUNK = 64, 256  # images; the GPU's hardware decoder wants man
 class DaliReader:
     """Turns plans into batches.
 
-    decode_on_gpu     decode, resize and crop on the device; else DALI decodes regions on the CPU and torch resizes them
-                      (resize.py), at half the cost of DALI's own resize
+    On a GPU the whole graph is DALI's: resize and crop run there, and the decoder where `decode_on_gpu` says. On a CPU
+    DALI decodes regions and torch resizes them (resize.py), at half the cost of DALI's own resize.
+
     gpu_graph_on_cpu  run the GPU's graph on the CPU: how it is tested where there is no GPU
     """
 
@@ -43,8 +44,10 @@ class DaliReader:
         self, target: Target, num_threads: int, *, decode_on_gpu: bool = False, gpu_graph_on_cpu: bool = False
     ) -> None:
         self.target, self.num_threads = target, num_threads
-        self.decode_on_gpu, self.whole_graph = decode_on_gpu, decode_on_gpu or gpu_graph_on_cpu
+        self.on_gpu = target.device.type == "cuda"
+        self.whole_graph = self.on_gpu or gpu_graph_on_cpu
         self.chunk_size = _GPU_CHUNK if decode_on_gpu else _CPU_CHUNK
+        self.decoder = _decoder(target, decode_on_gpu)
         self.bad_images = BadImages(target.index, Storage(target.index, num_threads))
         self._foreign: set[int] = set()  # rows that are handed to DALI as BMP, since it does not know their form
         self._pool = worker_threads(num_threads, "resize")
@@ -68,14 +71,14 @@ class DaliReader:
     def _built(self) -> Any:
         if not self.whole_graph:
             return graph.region_pipeline(self.chunk_size, self.num_threads, _QUEUE)
-        device_id = (self.target.device.index or 0) if self.decode_on_gpu else None
+        device_id = (self.target.device.index or 0) if self.on_gpu else None
         size = self.target.config.image_size
-        return graph.image_pipeline(self.chunk_size, self.num_threads, _QUEUE, size, device_id)
+        return graph.image_pipeline(self.chunk_size, self.num_threads, _QUEUE, size, device_id, self.decoder)
 
     def _assembled(self, plans: Iterable[Plan]) -> Generator[Assembly, None, None]:
         waiting: deque[Chunk] = deque()
-        on_gpu = self.decode_on_gpu
-        assemblies = (Assembly(self.target, plan, decoded_on_device=on_gpu) for plan in advised(plans, self.bad_images))
+        plans = advised(plans, self.bad_images)
+        assemblies = (Assembly(self.target, plan, decoded_on_device=self.on_gpu) for plan in plans)
         try:
             for chunk in chunks(assemblies, self.chunk_size):
                 chunk.read(self.bad_images)
@@ -127,7 +130,7 @@ class DaliReader:
         """DALI's output for the oldest chunk; None where nothing of the chunk is loaded."""
         while len(waiting[0]):
             try:
-                stream = self.target.stream if self.decode_on_gpu else None
+                stream = self.target.stream if self.on_gpu else None
                 (outputs,) = self._pipeline.share_outputs(cuda_stream=stream)
                 self._pipeline.release_outputs()  # the dynamic executor leaves them to whoever holds them
                 return outputs
@@ -163,6 +166,14 @@ class DaliReader:
                 at = torch.from_numpy(chunk.places - part.start).to(room.device)
                 room[at] = torch.utils.dlpack.from_dlpack(outputs.as_tensor())
         chunk.assembly.put(part)
+
+
+def _decoder(target: Target, on_gpu: bool) -> graph.Decoder:
+    """Buffers of the GPU's JPEG unit are made for all but a hundredth of the images; a larger one makes them grow."""
+    if not on_gpu:
+        return graph.Decoder()
+    height, width = (int(np.percentile(side, 99)) for side in (target.index.heights, target.index.widths))
+    return graph.Decoder(True, target.config.hardware_decoder_load, height, width)
 
 
 def _as_bmp(pixels: np.ndarray) -> np.ndarray:

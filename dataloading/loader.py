@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -12,8 +13,11 @@ import torch
 from dataloading.assembly import Target
 from dataloading.batch import Batch
 from dataloading.config import DataConfig
+from dataloading.decode_trial import faster_on_gpu
 from dataloading.index import PIXELS, Index
 from dataloading.stream import Plan, Stream, evaluation_plans
+
+_TRIAL_BATCHES = 8
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +92,7 @@ def train_loader(
     Raises ValueError for a batch that does not fit the set or the ranks, and for settings that do not fit the device.
     """
     stream = Stream(index, config, seed, update_batch, rank, world_size, accumulation)
-    return TrainLoader(stream, _reader(config, index, device))
+    return TrainLoader(stream, _reader(config, index, device, stream.plans(0, _TRIAL_BATCHES)))
 
 
 def evaluation_loader(
@@ -101,7 +105,8 @@ def evaluation_loader(
     device: torch.device,
 ) -> EvaluationLoader:
     """The evaluation loader of `rank`; `batch_size` images a rank and step."""
-    return EvaluationLoader(index, config, batch_size, rank, world_size, _reader(config, index, device))
+    plans = evaluation_plans(index, config, batch_size, rank, world_size)
+    return EvaluationLoader(index, config, batch_size, rank, world_size, _reader(config, index, device, plans))
 
 
 def num_threads(config: DataConfig) -> int:
@@ -110,7 +115,8 @@ def num_threads(config: DataConfig) -> int:
     return config.num_threads or max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
-def _reader(config: DataConfig, index: Index, device: torch.device) -> Reader:
+def _reader(config: DataConfig, index: Index, device: torch.device, plans: Iterator[Plan]) -> Reader:
+    """plans: some of those to come, for a trial where one is needed."""
     target = Target.of(index, config, device)
     if config.source == "synthetic":
         from dataloading.synthetic_loader import SyntheticReader
@@ -135,7 +141,13 @@ def _reader(config: DataConfig, index: Index, device: torch.device) -> Reader:
         return PixelReader(target, threads)
     from dataloading.dali_loader import DaliReader
 
-    on_gpu = config.decode == "gpu" or (config.decode == "auto" and device.type == "cuda")
-    reason = f"the device is {device}" if config.decode == "auto" else "data.decode says so"
+    def dali(on_gpu: bool) -> Reader:
+        return DaliReader(target, threads, decode_on_gpu=on_gpu)
+
+    if config.decode == "auto" and device.type == "cuda":
+        on_gpu, reason = faster_on_gpu(dali, list(islice(plans, _TRIAL_BATCHES)), device)
+    else:
+        on_gpu = config.decode == "gpu"
+        reason = f"the device is {device}" if config.decode == "auto" else "data.decode says so"
     log.info("loader: DALI, %d threads, decoding on the %s, because %s", threads, "GPU" if on_gpu else "CPU", reason)
-    return DaliReader(target, threads, decode_on_gpu=on_gpu)
+    return dali(on_gpu)
