@@ -19,9 +19,12 @@ def resize_into(
     region   [h, w, 3] uint8, the pixels at `inside` (top, left, h, w), the part of `crop` that lies in the image
     crop, resize, window  of one sample (see Geometry); where the crop reaches outside the image it is black
     """
-    if inside != crop:
-        region = _padded(region, inside, crop)
     size, (height, width), (top, left) = out.shape[0], resize, window
+    if crop[2:] == resize == [size, size]:  # nothing to resize (CIFAR): one copy
+        _place(out.numpy(), region, inside, crop)
+        return
+    if inside != crop:
+        region = _place(np.empty((crop[2], crop[3], 3), np.uint8), region, inside, crop)
     if height * width > _MUCH_LARGER * size * size:
         alone = resized_window(Image.fromarray(region), height, width, top, left, size)
         out.copy_(torch.from_numpy(np.array(alone)))
@@ -39,11 +42,13 @@ def resize_into(
     out.copy_(pixels[top : top + size, left : left + size])
 
 
-def _padded(region: np.ndarray, inside: list[int], crop: list[int]) -> np.ndarray:
-    padded = np.zeros((crop[2], crop[3], 3), np.uint8)
+def _place(out: np.ndarray, region: np.ndarray, inside: list[int], crop: list[int]) -> np.ndarray:
+    """Fill `out` [h, w, 3] with the crop: the region that is inside the image, and black around it."""
+    if inside != crop:
+        out[:] = 0
     top, left = inside[0] - crop[0], inside[1] - crop[1]
-    padded[top : top + region.shape[0], left : left + region.shape[1]] = region
-    return padded
+    out[top : top + region.shape[0], left : left + region.shape[1]] = region
+    return out
 
 
 def resized_window(image: Image.Image, height: int, width: int, top: int, left: int, size: int) -> Image.Image:
