@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_REMEMBERED = 256  # halves whose losses are held until the next reading
+_NAMED = 8  # images of a culprit that are listed
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """Where losses of one rank were not finite: the exits (counted from 1), the images' ids, and how many there are."""
+
+    rank: int
+    iteration: int
+    exits: tuple[int, ...]
+    images: tuple[int, ...]
+    num_images: int
+
+    def __str__(self) -> str:
+        exits = ", ".join(map(str, self.exits))
+        more = f" and {self.num_images - len(self.images)} more" if self.num_images > len(self.images) else ""
+        images = ", ".join(map(str, self.images))
+        return f"rank {self.rank}, iteration {self.iteration}, exits {exits}, images {images}{more}"
 
 
 class Guard:
@@ -22,6 +45,21 @@ class Guard:
         self._kept: list[Tensor] | None = None
         # updates left out since the last reading; in a row up to now; most in a row since the last reading
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
+        self._seen: deque[tuple[int, np.ndarray, Tensor]] = deque(maxlen=_REMEMBERED)
+
+    def saw(self, iteration: int, ids: np.ndarray, losses: Tensor) -> None:
+        """A half of images `ids` [n] had these losses [n, K]: kept on the device until the next reading."""
+        self._seen.append((iteration, ids, losses.detach()))
+
+    def culprit(self, rank: int) -> Culprit | None:
+        """The first half since the last reading with a loss that is not finite on this rank; waits for the device."""
+        for iteration, ids, losses in self._seen:
+            bad = ~losses.isfinite().cpu().numpy()
+            if bad.any():
+                images = ids[bad.any(axis=1)]
+                exits = tuple(int(k) + 1 for k in np.flatnonzero(bad.any(axis=0)))
+                return Culprit(rank, iteration, exits, tuple(int(i) for i in images[:_NAMED]), len(images))
+        return None
 
     def keep(self) -> None:
         """Remember the running statistics; call before the forward pass of every half."""
@@ -43,7 +81,9 @@ class Guard:
         return finite
 
     def read(self) -> tuple[int, int]:
-        """(updates left out, most of them in a row) since the last reading. Waits for the device."""
+        """(updates left out, most of them in a row) since the last reading. Waits for the device.
+
+        Where there were any, `culprit` can be asked until `forget_losses`."""
         left_out, in_a_row, most = self._counts.tolist()
         self._counts = torch.tensor([0, in_a_row, in_a_row], device=self._counts.device)
         return left_out, most
@@ -51,6 +91,11 @@ class Guard:
     def forget(self) -> None:
         """The state was replaced by another one."""
         self._counts = torch.zeros_like(self._counts)
+        self._seen.clear()
+
+    def forget_losses(self) -> None:
+        """The window that was read is over."""
+        self._seen.clear()
 
 
 def choose(finite: Tensor, tensors: Sequence[Tensor], otherwise: Sequence[Tensor]) -> None:

@@ -13,8 +13,8 @@ from trainer.learning.state import TrainState
 def train_step(state: TrainState, forward: HalfForward) -> dict[str, Tensor]:
     """Move the backbone once along grad sum_k mean_i w_ik loss_ik, the weights w taken as constants.
 
-    Returns device tensors, sums over this rank's samples: loss [K], top1 [K], num_samples; and
-    weights and losses [n, K] (absent in the unweighted baseline).
+    Returns device tensors: sums over this rank's samples, loss [K] and top1 [K]; and weights and losses [n, K]
+    (absent in the unweighted baseline).
     """
     num_samples = len(forward.half)
     weights: Tensor | None = None
@@ -30,6 +30,7 @@ def train_step(state: TrainState, forward: HalfForward) -> dict[str, Tensor]:
     forward.backward(cotangent, state.scaler.scale)
     state.step_backbone()
     seen = forward.values
+    state.guard.saw(state.progress.iteration, forward.half.ids, seen.losses)
     metrics = {"loss": seen.losses.sum(dim=0), "top1": seen.top1.sum(dim=0)}
     if weights is not None:
         metrics |= {"weights": weights, "losses": seen.losses}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,7 +91,10 @@ def test_nan_on_one_rank_stops_both_before_the_update(start: Start, whole: dict[
     done = start(run, "nan 1 6", "run.log_every=10", torchrun=("--max-restarts=1",))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("earlybird: training diverged") == 2, done.stderr
-    assert "1 updates were left out, 1 in a row) after iteration 8" in done.stderr
+    assert "1 updates were left out, 1 in a row; first on rank 1, iteration 6, exits 1, 2" in done.stderr
+    assert re.search(r"images \d+, .*\) after iteration 8", done.stderr), done.stderr
+    (row,) = events(run, "not finite")
+    assert row["where"].startswith("rank 1, iteration 6, exits 1, 2")
     # Iteration 8 was not saved, 6 was not touched, and from there all goes on as if nothing had been.
     assert [row["iteration"] for row in events(run, "goes on from")] == [6]
     ours, theirs = tensors_of(run), unbroken(whole, start)

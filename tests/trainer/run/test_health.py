@@ -161,6 +161,23 @@ def test_a_loss_that_is_not_finite_is_enough() -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("model."))
 
 
+def test_the_culprits_are_named() -> None:
+    """One label's probability of zero at the second exit: that image, that exit, that iteration."""
+    guard = Guard([], torch.device("cpu"))
+    losses = torch.zeros(4, 3)
+    guard.saw(6, np.array([40, 41, 42, 43]), losses)
+    assert guard.culprit(0) is None
+    losses = losses.clone()
+    losses[2, 1] = float("inf")
+    guard.saw(7, np.array([50, 51, 52, 53]), losses)
+    guard.saw(8, np.array([60, 61, 62, 63]), torch.full((4, 3), float("nan")))
+    assert str(guard.culprit(3)) == "rank 3, iteration 7, exits 2, images 52"
+    guard.forget_losses()
+    assert guard.culprit(3) is None
+    guard.saw(9, np.arange(100), torch.full((100, 3), float("nan")))
+    assert str(guard.culprit(0)) == "rank 0, iteration 9, exits 1, 2, 3, images 0, 1, 2, 3, 4, 5, 6, 7 and 92 more"
+
+
 def test_counts_in_a_row_over_readings() -> None:
     guard = Guard([], torch.device("cpu"))
     good, bad = [torch.ones(2)], [torch.ones(2), torch.tensor([1.0, float("inf")])]
@@ -217,9 +234,8 @@ def test_stop(earlybird: Any, tmp_path: Path, spoil: Callable[..., list[int]]) -
     settings = ["checkpoint.every=3steps", "run.log_every=4"]
     outcome = earlybird.train(run, *settings)
     assert outcome.code == 3
-    assert (
-        "2 updates were left out, 2 in a row) after iteration 6; the checkpoint of iteration 3 is good" in outcome.err
-    )
+    assert "2 updates were left out, 2 in a row; first on rank 0, iteration 5, exits 1, 2" in outcome.err
+    assert "after iteration 6; the checkpoint of iteration 3 is good" in outcome.err
     assert len(made) == 6, "the checkpoint that falls due after 6 asks before it saves"
     assert [row["number"] for row in events(run, "skipped_step")] == [2]
 
