@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -127,12 +126,9 @@ def test_data_that_cannot_be_used(earlybird: Any, tmp_path: Path, write_images: 
     refuses(images, "no validation split", "val/")
 
 
-def test_a_port_in_use(earlybird: Any, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        refused(earlybird.train(tmp_path / "run", f"telemetry.port={port}"), f":{port}", "--set telemetry.port=")
+def test_an_address_that_is_not_this_machines(earlybird: Any, tmp_path: Path) -> None:
+    settings = ("telemetry.port=9400", "telemetry.address=192.0.2.1")
+    refused(earlybird.train(tmp_path / "run", *settings), "192.0.2.1:9400", "--set telemetry.port=")
 
 
 def test_run_folders_that_cannot_be_written(earlybird: Any, tmp_path: Path) -> None:

@@ -12,6 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.telemetry.spans import Spans
+
+# This process's time in collectives, most of it waiting for the slowest rank: that one shows the least.
+collective_spans = Spans()
+
 # The name of the one-tensor gather changed in torch 2.14.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -28,7 +33,8 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
         flat = torch.cat([tensors[i].reshape(-1) for i in places])
-        dist.all_reduce(flat)
+        with collective_spans.span(flat.device):
+            dist.all_reduce(flat)
         parts = flat.split([tensors[i].numel() for i in places])
         for i, part in zip(places, parts, strict=True):
             sums[i] = part.view(tensors[i].shape)
@@ -48,7 +54,8 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, slice]:
     if world_size() == 1:
         return rows, slice(0, len(rows))
     gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
-    _all_gather(gathered, rows.contiguous())
+    with collective_spans.span(rows.device):
+        _all_gather(gathered, rows.contiguous())
     start = dist.get_rank() * len(rows)
     return gathered, slice(start, start + len(rows))
 

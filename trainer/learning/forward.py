@@ -16,9 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataloading.batch import Batch
 from kernels.exit_losses import ExitLosses, exit_losses, exit_losses_jvp
+from trainer.learning.collectives import collective_spans
 from trainer.learning.precision import Precision
 from trainer.learning.tangent_replay import Tape, replayable
 from trainer.models.multi_exit import MultiExitNet
+from trainer.telemetry.spans import Mark, mark
 
 Logits = Sequence[Tensor]
 
@@ -72,9 +74,23 @@ class Network:
 
     def sync(self, last: bool) -> AbstractContextManager:
         """Context of a backward pass: DDP averages gradients in the last micro-batch only."""
-        if isinstance(self.tracked, DistributedDataParallel) and not last:
-            return self.tracked.no_sync()
-        return nullcontext()
+        if not isinstance(self.tracked, DistributedDataParallel):
+            return nullcontext()
+        return self._reduction() if last else self.tracked.no_sync()
+
+    @contextmanager
+    def _reduction(self) -> Iterator[None]:
+        """Times DDP's reduction as far as it holds up: from this rank's own last gradient, which is that of the net's
+        first parameter, until all ranks' are averaged."""
+        device, ready = self.precision.device, list[Mark]()
+        first = next(iter(self.parameters.values()))
+        hook = first.register_post_accumulate_grad_hook(lambda _: ready.append(mark(device)))
+        try:
+            yield
+        finally:
+            hook.remove()
+        if ready:
+            collective_spans.add(ready[-1], mark(device))
 
 
 @contextmanager

@@ -57,6 +57,11 @@ class TrainState:
         return self.weight_net is not None and self.progress.iteration % self.config.meta.interval == 0
 
     @property
+    def weight_net_lr(self) -> float | None:
+        """Its learning rate now; None in the unweighted baseline."""
+        return None if self.weight_net_optimizer is None else float(self.weight_net_optimizer.param_groups[0]["lr"])
+
+    @property
     def scaled(self) -> bool:
         return self.scaler.is_enabled()
 

@@ -42,6 +42,12 @@ class Interval:
         """Its length where it is a time, None where it counts epochs or steps."""
         return self.count * SECONDS[self.unit] if self.unit in SECONDS else None
 
+    def lasts(self, iteration_seconds: float, epoch_iterations: float) -> float:
+        """Its length in seconds at a pace: so long an iteration, so many of them an epoch."""
+        if self.seconds is not None:
+            return float(self.seconds)
+        return self.count * iteration_seconds * (epoch_iterations if self.unit == "epoch" else 1)
+
 
 class Due:
     """Whether the interval has passed. Epochs and steps are counted from the run's start, so a resumed run keeps the

@@ -81,7 +81,7 @@ class Saver:
         if outcome.error is not None:
             if needed:
                 raise outcome.error
-            self.telemetry.event("checkpoint failed", iteration=outcome.iteration, reason=str(outcome.error))
+            self.telemetry.checkpoint_failed(outcome.iteration, str(outcome.error))
             return
         assert outcome.folder is not None
         self.saved_at = outcome.iteration

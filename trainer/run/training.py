@@ -18,6 +18,7 @@ from trainer.evaluation.anytime import AnytimeRow
 from trainer.learning.meta_gradient import meta_step
 from trainer.learning.precision import resolve_precision
 from trainer.learning.state import Progress, TrainState
+from trainer.models.cost import exit_costs
 from trainer.run.build import build_state, warmup_iterations
 from trainer.run.checkpoint import Checkpoint
 from trainer.run.distributed import Ranks, process_group
@@ -29,7 +30,7 @@ from trainer.run.resume import resume
 from trainer.run.saver import Saver
 from trainer.run.signals import Requests
 from trainer.run.validation import validate
-from trainer.run.watchdog import Watchdog
+from trainer.run.watchdog import BETWEEN, Watchdog
 from trainer.telemetry.jsonl import read_log
 from trainer.telemetry.progress_bar import ProgressBar
 from trainer.telemetry.telemetry import Telemetry
@@ -94,9 +95,13 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
             title=config.recipe,
             num_iterations=total,
             num_epochs=config.run.epochs,
-            device=ranks.device.type,
+            device=ranks.device,
         )
         stack.enter_context(closing(telemetry))
+        if config.telemetry.exports:
+            costs = exit_costs(config.model, len(images.classes), config.data.image_size) if ranks.is_first else []
+            targets = ranks.gather([(ranks.rank, telemetry.target or "")])
+            telemetry.describe(targets, [cost.mul_adds for cost in costs], sorted({*PHASES.values(), BETWEEN}))
         requests = stack.enter_context(closing(Requests()))
         described = {"data_fingerprint": images.fingerprint, "classes": list(images.classes)}
         saver = stack.enter_context(closing(Saver(config, ranks, folder, telemetry, described)))
@@ -202,7 +207,7 @@ class Training:
         self.unreadable = []
         self.resumed(found)
         self.telemetry.start(found.iteration, again=True, last=self.last, total=self.state.progress.total)
-        self.telemetry.event("rolled back", reason=reason, left_at=left_at, number=self.num_rollbacks)
+        self.telemetry.rolled_back(reason=reason, left_at=left_at, number=self.num_rollbacks)
         self.tell_found()
 
     def resumed(self, found: Checkpoint) -> None:
@@ -240,17 +245,24 @@ class Training:
         progress = state.progress
         self.trained_images += reading.images
         self.trained_seconds += reading.seconds
-        epoch = progress.iteration * 2 * self.config.optim.update_batch / len(self.images.train)
-        row = reading.row() | {"iteration": progress.iteration, "epoch": epoch, "learning_rate": state.lr}
+        epoch_iterations = len(self.images.train) / (2 * self.config.optim.update_batch)
+        seconds = reading.seconds / max(1, reading.num_iterations)
+        row = reading.row() | {
+            "iteration": progress.iteration,
+            "epoch": progress.iteration / epoch_iterations,
+            "learning_rate": state.lr,
+            "weight_net_learning_rate": state.weight_net_lr,
+            "checkpoint_interval_seconds": self.due.interval.lasts(seconds, epoch_iterations),
+        }
         for iteration, image, reason in self.ranks.gather(self.unreadable):
             self.telemetry.bad_image(reason, iteration=iteration, row=image, name=self.images.train.name(image))
         self.unreadable = []
-        self.telemetry.train(row)
-        self.saver.iteration_seconds = reading.seconds / max(1, reading.num_iterations)
+        self.telemetry.train(row, reading.own)
+        self.saver.iteration_seconds = seconds
         for name, fields in self.signs.trained(reading):
             self.telemetry.event(name, iteration=progress.iteration, **fields)
-        for phase, seconds in self.watchdog.stalls():
-            self.telemetry.event("stalled", iteration=progress.iteration, phase=phase, seconds=round(seconds, 1))
+        for phase, took in self.watchdog.stalls():
+            self.telemetry.stalled(phase, took, iteration=progress.iteration)
         self.judge(None if reading.finite else f"a training loss is not finite (by exit: {reading.loss})")
 
     def judge(self, seen: str | None = None) -> None:
@@ -282,12 +294,15 @@ class Training:
     def replaced(self, images: tuple[tuple[int, str], ...]) -> None:
         """Images of the last batch that could not be read: others took their places. Told at the next log step."""
         self.watchdog.beat()
+        self.telemetry.beat()
         self.unreadable += [(self.state.progress.iteration, row, reason) for row, reason in images]
 
     def between(self, ended_epoch: int | None, stop: bool, save: bool) -> bool:
         """After every iteration, on every rank: save and evaluate where that is due. True where training must end."""
         iteration = self.state.progress.iteration
         done = None if ended_epoch is None else ended_epoch + 1
+        if done is not None:
+            self.telemetry.epoch_ended()
         if self.due.interval.seconds is None:
             save = save or self.due.after(iteration, done)
         elif self.ranks.is_first and self.due.after(iteration, done):
@@ -308,6 +323,7 @@ class Training:
     def may_go_on(self) -> bool:
         """Before every batch of an evaluation, on every rank: False, alike on all, where a stop is asked for."""
         self.watchdog.beat()
+        self.telemetry.beat()
         stop, save = self.requests.poll()
         if save and not stop:
             self.requests.ask_to_save()  # after the next iteration

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 REMEMBERED = 101  # steps that the median is taken over
 LEAST = 5  # steps before there is a median; the first ones compile, fill caches and wait for other ranks
+BETWEEN = "between steps"  # the phase that is none
 PATIENCE = 10  # times the floor until then
 
 
@@ -118,7 +119,7 @@ class Watchdog:
             if frame.f_code in self._phases:
                 return self._phases[frame.f_code]
             frame = frame.f_back
-        return "between steps"
+        return BETWEEN
 
 
 def _code(function: Callable[..., Any]) -> CodeType:

@@ -73,11 +73,14 @@ class Pace:
             newest = seconds / num_iterations
             self._seconds = newest if self._seconds is None else 0.7 * self._seconds + 0.3 * newest
 
+    def seconds(self, num_iterations: int) -> float | None:
+        """For so many more iterations; None before the first window."""
+        return None if self._seconds is None else self._seconds * max(0, num_iterations)
+
     def left(self, num_iterations: int) -> str:
         """h:mm:ss for so many more iterations."""
-        if self._seconds is None:
-            return "-"
-        return str(timedelta(seconds=round(self._seconds * max(0, num_iterations))))
+        seconds = self.seconds(num_iterations)
+        return "-" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def train_line(row: Row, num_iterations: int, num_epochs: int, left: str) -> str:

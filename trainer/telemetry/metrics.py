@@ -1,4 +1,8 @@
-"""Every metric a run exports: one table, and the values of this process."""
+"""Every metric a run exports: one table, and the values of this process.
+
+The exporter adds the labels `run` and `rank` to all. Every other label takes few values, known beforehand: exit (as
+many as the net has), split (train, val, heldout), cause and reason (words from a fixed list), quantile (three).
+"""
 
 from __future__ import annotations
 
@@ -40,27 +44,57 @@ def _rank(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
 
 
 _TABLE = (
-    _run("images_total", "counter", "images", "Training images seen, over all ranks"),
+    # How far and how fast
+    _rank("images_total", "counter", "images", "Training images that this rank trained on"),
     _run("images_per_second", "gauge", "images/s", "Training images per second of the last log window, over all ranks"),
     _run("iterations_total", "counter", "iterations", "Iterations done; each is two updates of the backbone"),
     _run("iteration", "gauge", "iterations", "Iterations of the run done so far, resumed ones included"),
     _run("iterations_planned", "gauge", "iterations", "Iterations of the whole run"),
     _run("epoch", "gauge", "epochs", "Passes over the training images done so far, with its fraction"),
-    _rank("step_seconds", "histogram", "s", "Time of one iteration, mean of its log window"),
+    _run("epoch_timestamp_seconds", "gauge", "s", "Unix time at which the last whole epoch ended"),
+    _run("eta_seconds", "gauge", "s", "Time left at the present pace, evaluations not counted"),
+    _run("ranks", "gauge", "processes", "Processes that train together"),
+    # Where the time goes
+    _rank("step_seconds", "histogram", "s", "Time of an iteration, the wait for its batch included"),
+    _rank("step_median_seconds", "gauge", "s", "Median time of the last 101 iterations"),
     _rank("meta_step_seconds", "histogram", "s", "Time of one meta update, mean of its log window"),
     _rank("data_wait_seconds_total", "counter", "s", "Time spent waiting for the loader"),
-    _rank("last_step_timestamp_seconds", "gauge", "s", "Unix time of the last log step"),
-    _run("exit_loss", "gauge", "nats", "Training loss of the last log window", "exit"),
-    _run("exit_accuracy_ratio", "gauge", "1", "Top-1 accuracy, 0 to 1", "exit", "split"),
-    _run("sample_weight", "gauge", "1", "Quantiles of the last half batch's sample weights", "exit", "quantile"),
-    _run("meta_loss", "gauge", "nats", "Loss that the weight net was last updated on"),
-    _run("learning_rate", "gauge", "1", "Learning rate of the backbone"),
-    _run("bad_samples_total", "counter", "images", "Images that could not be read: left out or replaced", "reason"),
-    _run("skipped_steps_total", "counter", "updates", "Backbone updates left out", "reason"),
-    _run("checkpoint_timestamp_seconds", "gauge", "s", "Unix time of the newest checkpoint"),
-    _run("checkpoint_age_seconds", "gauge", "s", "Time since the newest checkpoint, without one since the start"),
+    _rank("collective_seconds_total", "counter", "s", "Time in collectives, which wait for the slowest rank"),
+    _rank("last_step_timestamp_seconds", "gauge", "s", "Unix time of the last iteration or batch of an evaluation"),
+    _rank("start_timestamp_seconds", "gauge", "s", "Unix time at which this process started"),
     _run("goodput_ratio", "gauge", "1", "Share of the run's wall time that trained what is still part of the net"),
     _run("badput_seconds_total", "counter", "s", "Wall time that did not train, by cause", "cause"),
+    _run("accounted_seconds_total", "counter", "s", "Wall time of the run that goodput and badput account for"),
+    # What is learned
+    _run("exit_loss", "gauge", "nats", "Loss: of the last log window, or of the last evaluation", "exit", "split"),
+    _run("exit_accuracy_ratio", "gauge", "1", "Top-1 accuracy, 0 to 1", "exit", "split"),
+    _run("exit_info", "gauge", "1", "1, with the number of the exit before this one", "exit", "previous"),
+    _run("exit_mul_adds", "gauge", "operations", "Multiply-adds of an image that leaves at this exit", "exit"),
+    _run("sample_weight", "gauge", "1", "Quantiles of the last half batch's sample weights", "exit", "quantile"),
+    _run("sample_weight_easy", "gauge", "1", "Mean weight of the half of the samples with the lower loss", "exit"),
+    _run("sample_weight_hard", "gauge", "1", "Mean weight of the half of the samples with the higher loss", "exit"),
+    _run("meta_loss", "gauge", "nats", "Loss that the weight net was last updated on"),
+    _run("learning_rate", "gauge", "1", "Learning rate of the backbone"),
+    _run("weight_net_learning_rate", "gauge", "1", "Learning rate of the weight net"),
+    # What goes wrong
+    _run("bad_samples_total", "counter", "images", "Images that could not be read: left out or replaced", "reason"),
+    _run("skipped_steps_total", "counter", "updates", "Backbone updates left out", "reason"),
+    _run("rollbacks_total", "counter", "times", "Times that the run went back to its newest checkpoint"),
+    _rank("stalls_total", "counter", "times", "Times that no iteration ended for long, by what hung", "cause"),
+    _run("checkpoint_timestamp_seconds", "gauge", "s", "Unix time of the newest checkpoint"),
+    _run("checkpoint_age_seconds", "gauge", "s", "Time since the newest checkpoint, without one since the start"),
+    _run("checkpoint_interval_seconds", "gauge", "s", "Time between checkpoints at the present pace"),
+    _run("checkpoint_write_seconds", "gauge", "s", "Time that writing the newest checkpoint took"),
+    _run("checkpoint_failures_total", "counter", "times", "Checkpoints that could not be written"),
+    _run("disk_free_bytes", "gauge", "bytes", "Free space where the run folder lies"),
+    _run("disk_size_bytes", "gauge", "bytes", "Size of the file system where the run folder lies"),
+    # What it runs on
+    _rank("host_memory_bytes", "gauge", "bytes", "Memory of this process that is resident"),
+    _rank("gpu_memory_used_bytes", "gauge", "bytes", "Memory in use on this rank's GPU, by whomever"),
+    _rank("gpu_memory_size_bytes", "gauge", "bytes", "Memory of this rank's GPU"),
+    _rank("gpu_memory_reserved_bytes", "gauge", "bytes", "GPU memory that this process's allocator holds"),
+    _rank("gpu_utilization_ratio", "gauge", "1", "Share of the last moment in which this rank's GPU ran a kernel"),
+    _rank("gpu_allocation_retries_total", "counter", "times", "Allocations that had to free cached GPU memory first"),
     _rank("build_info", "gauge", "1", "1, with what this process runs", "version", "torch", "recipe", "device"),
 )
 METRICS = {metric.name.removeprefix("earlybird_"): metric for metric in _TABLE}
@@ -117,7 +151,7 @@ class Metrics:
                 self._histograms.setdefault(name, Histogram()).observe(value, times)
 
     def compute(self, name: str, value: Callable[[], float]) -> None:
-        """A gauge without labels that is computed whenever it is read."""
+        """A metric without labels that is computed whenever it is read; it must not raise."""
         if self._exported(name):
             self._computed[name] = value
 

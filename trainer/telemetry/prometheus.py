@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,35 +19,72 @@ Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 class TelemetryConfig:
     """Group `telemetry`.
 
-    port     of the metrics endpoint, one per process: port + local rank; 0 for none
-    address  it listens on; 0.0.0.0 for scrapers on other machines (the endpoint has no password)
+    port         of the metrics endpoint, one per process: port + local rank, the next free one if it is taken; 0 for
+                 none. Its address is written to metrics/rank-R.json in the run folder
+    address      it listens on; 0.0.0.0 for scrapers on other machines (the endpoint has no password)
+    host         name under which scrapers reach this machine; "" for its own name, or the address listened on
+    run          what the run is called in its metrics; "" for the run folder's name
+    targets      folder of Prometheus' file_sd targets: RUN.json there names every rank's address while the run lasts,
+                 and stays behind where it is killed; "" for none
+    pushgateway  URL to push to, for jobs that end before they are scraped; the group is deleted at the end; "" for none
+    push_every   seconds between two pushes
     """
 
     port: int = 0
     address: str = "127.0.0.1"
+    host: str = ""
+    run: str = ""
+    targets: str = ""
+    pushgateway: str = ""
+    push_every: float = 10.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
             raise ValueError(f"telemetry.port is {self.port}; it must lie in 1 to 65535, or be 0 for no endpoint")
+        if "/" in self.run or self.run.startswith("."):
+            raise ValueError(f"telemetry.run is {self.run!r}; it names a file: leave out slashes and a leading dot")
+        if self.targets and not self.port:
+            raise ValueError("telemetry.targets is set, but no endpoint is: choose one with --set telemetry.port=9400")
+        if self.pushgateway and not self.pushgateway.startswith(("http://", "https://")):
+            raise ValueError(f"telemetry.pushgateway is {self.pushgateway!r}; give a URL, as in http://host:9091")
+        if not self.push_every >= 1:
+            raise ValueError(f"telemetry.push_every is {self.push_every}; it must be at least 1 second")
+
+    @property
+    def exports(self) -> bool:
+        """Whether anybody outside sees the metrics."""
+        return bool(self.port or self.pushgateway)
+
+
+PORTS_TRIED = 64
+
+
+def registry_of(metrics: Metrics, run: str, rank: int) -> CollectorRegistry:
+    """The run's metrics and nothing of the Python process beside them; `run` and `rank` label every series."""
+    registry = CollectorRegistry()
+    registry.register(_Table(metrics, {"run": run, "rank": str(rank)}))
+    return registry
 
 
 class Exporter:
     """A thread that answers scrapes from a copy of the metrics, so the training step never waits for a scraper.
 
-    Its registry is its own: nothing global, nothing of the Python process beside the run's metrics.
-    Raises ValueError where it cannot listen.
+    Listens on `port` or, where that is taken, on the next free one. Raises ValueError where it cannot listen.
     """
 
-    def __init__(self, metrics: Metrics, port: int, address: str = "127.0.0.1") -> None:
-        registry = CollectorRegistry()
-        registry.register(_Table(metrics))
-        try:
-            self._server, self._thread = start_http_server(port, address, registry)
-        except (OSError, OverflowError) as error:
-            raise ValueError(
-                f"the metrics endpoint cannot listen on {address}:{port} ({error}); choose a free port with "
-                f"--set telemetry.port=PORT (each process of a machine takes PORT + its local rank), or 0 for none"
-            ) from error
+    def __init__(self, registry: CollectorRegistry, port: int, address: str = "127.0.0.1") -> None:
+        last = min(port + PORTS_TRIED, 65_536)
+        for candidate in range(port, max(last, port + 1)):
+            try:
+                self._server, self._thread = start_http_server(candidate, address, registry)
+                break
+            except (OSError, OverflowError) as error:
+                if getattr(error, "errno", None) == errno.EADDRINUSE and candidate + 1 < last:
+                    continue
+                raise ValueError(
+                    f"the metrics endpoint cannot listen on {address}:{candidate} ({error}); choose a free port with "
+                    f"--set telemetry.port=PORT (each process of a machine takes PORT + its local rank), or 0 for none"
+                ) from error
         self.port = int(self._server.server_address[1])
 
     def close(self) -> None:
@@ -57,19 +95,19 @@ class Exporter:
 
 
 class _Table(Collector):
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, labels: dict[str, str]) -> None:
+        self._metrics, self._labels = metrics, labels
 
     def collect(self) -> Iterator[Family]:
         for name, values in self._metrics.read().items():
             metric = METRICS[name]
             if isinstance(values, Histogram):
-                yield _histogram(metric.name, metric.help, values)
+                yield _histogram(metric.name, metric.help, values, self._labels)
                 continue
             kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-            family = kind(metric.name, metric.help, labels=metric.labels)
+            family = kind(metric.name, metric.help, labels=(*self._labels, *metric.labels))
             for labels, value in values.items():
-                family.add_metric(labels, value)
+                family.add_metric((*self._labels.values(), *labels), value)
             yield family
 
     def describe(self) -> list[Family]:
@@ -77,11 +115,11 @@ class _Table(Collector):
         return []
 
 
-def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:
+def _histogram(name: str, text: str, histogram: Histogram, labels: dict[str, str]) -> HistogramMetricFamily:
     buckets, total = [], 0
     for edge, count in zip((*map(str, STEP_BUCKETS), "+Inf"), histogram.counts, strict=True):
         total += count
         buckets.append((edge, float(total)))
-    family = HistogramMetricFamily(name, text)
-    family.add_metric([], buckets, sum_value=histogram.sum)
+    family = HistogramMetricFamily(name, text, labels=tuple(labels))
+    family.add_metric(tuple(labels.values()), buckets, sum_value=histogram.sum)
     return family

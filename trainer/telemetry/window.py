@@ -5,16 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from trainer.learning.collectives import sum_over_ranks
+from trainer.learning.collectives import collective_spans, sum_over_ranks
+from trainer.telemetry.spans import Mark, Spans, mark
 
 QUANTILES = (0.05, 0.5, 0.95)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Own:
+    """A log step of this rank alone.
+
+    images              that it trained on
+    step_seconds        of each iteration, on the device: waiting for its batch included, saving and evaluating not
+    collective_seconds  of them spent in collectives, which wait for the slowest rank
+    """
+
+    images: int
+    step_seconds: list[float]
+    collective_seconds: float
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,7 @@ class Reading:
     weight_quantiles  [K][3] 5, 50, 95 % quantiles of the last half's sample weights on this rank; None unweighted
     weight_easy, weight_hard  [K] mean weight of the half of the samples with the lower / higher loss at that exit
     images            over all ranks; seconds of wall time, data_wait_seconds of it spent waiting for the loader
+    own               what only this rank knows, no part of the row
     """
 
     loss: list[float]
@@ -40,6 +56,7 @@ class Reading:
     data_wait_seconds: float
     meta_step_seconds: float
     num_meta_steps: int
+    own: Own
 
     @property
     def images_per_second(self) -> float:
@@ -50,7 +67,8 @@ class Reading:
         return all(x == x and abs(x) != float("inf") for x in self.loss)
 
     def row(self) -> dict[str, Any]:
-        return {**self.__dict__, "images_per_second": self.images_per_second}
+        shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "own"}
+        return {**shared, "images_per_second": self.images_per_second}
 
 
 class Window:
@@ -59,6 +77,9 @@ class Window:
     def __init__(self, num_exits: int, device: torch.device) -> None:
         self.num_exits, self.device = num_exits, device
         self._start = time.perf_counter()
+        self._meta_steps, self._steps = Spans(), Spans()
+        self._step_began: Mark | None = None
+        collective_spans.read()  # what was before is no part of this window
         self._clear()
 
     def _clear(self) -> None:
@@ -67,8 +88,8 @@ class Window:
         self._weights: Tensor | None = None
         self._losses: Tensor | None = None
         self.num_iterations = 0
+        self.num_images = 0  # of this rank
         self.data_wait_seconds = 0.0
-        self._meta_times: list[tuple[torch.cuda.Event, torch.cuda.Event] | float] = []
 
     def trained(self, step: dict[str, Tensor], num_samples: int) -> None:
         """Add a train step's sums of loss and top-1 hits [K]; keep its weights and losses [n, K] for the quantiles."""
@@ -76,6 +97,7 @@ class Window:
         self._sums[:K] += step["loss"]
         self._sums[K : 2 * K] += step["top1"]
         self._sums[2 * K] += num_samples
+        self.num_images += num_samples
         self._weights, self._losses = step.get("weights"), step.get("losses")
 
     def looked_ahead(self, step: dict[str, Tensor]) -> None:
@@ -87,26 +109,19 @@ class Window:
 
     @contextmanager
     def meta_clock(self) -> Iterator[None]:
-        """Times a meta step on the device: by events on a GPU, which `read` asks once they are long past."""
-        if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+        """Times a meta step on the device."""
+        with self._meta_steps.span(self.device):
             yield
-            end.record()
-            self._meta_times.append((start, end))
-        else:
-            began = time.perf_counter()
-            yield
-            self._meta_times.append(time.perf_counter() - began)
 
     def fetched(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches, counting the time that waiting for each took and the iterations begun."""
         source = iter(batches)
         while True:
-            began = time.perf_counter()
+            began, self._step_began = time.perf_counter(), mark(self.device)
             try:
                 batch = next(source)
             except StopIteration:
+                self._step_began = None
                 return
             self.data_wait_seconds += time.perf_counter() - began
             self.num_iterations += 1
@@ -115,14 +130,15 @@ class Window:
     def read(self) -> Reading:
         """Reduce over ranks, wait for the device (the one host sync of a log step), start a new window."""
         K = self.num_exits
-        (totals,) = sum_over_ranks([self._sums])
+        self._step_ended()
+        with collective_spans.uncounted():  # no part of an iteration
+            (totals,) = sum_over_ranks([self._sums])
         shape = torch.zeros(0, dtype=torch.float64, device=self.device)
         if self._weights is not None and self._losses is not None:
             shape = _weight_shape(self._weights, self._losses).reshape(-1)
         host = torch.cat([totals, shape]).tolist()
         samples, meta_loss, meta_steps = host[2 * K : 2 * K + 3]
         weights = [host[2 * K + 3 :][k * 5 : k * 5 + 5] for k in range(K)] if len(shape) else None
-        meta_seconds = sum(t if isinstance(t, float) else t[0].elapsed_time(t[1]) / 1e3 for t in self._meta_times)
         now = time.perf_counter()
         reading = Reading(
             loss=[x / samples for x in host[:K]],
@@ -135,8 +151,9 @@ class Window:
             num_iterations=self.num_iterations,
             seconds=now - self._start,
             data_wait_seconds=self.data_wait_seconds,
-            meta_step_seconds=meta_seconds,
+            meta_step_seconds=sum(self._meta_steps.read()),
             num_meta_steps=int(meta_steps),
+            own=Own(self.num_images, self._steps.read(), sum(collective_spans.read())),
         )
         self._start = now
         self._clear()
@@ -145,9 +162,16 @@ class Window:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time that is not training time: an evaluation, a checkpoint."""
+        self._step_ended()
         began = time.perf_counter()
-        yield
+        with collective_spans.uncounted():
+            yield
         self._start += time.perf_counter() - began
+
+    def _step_ended(self) -> None:
+        if self._step_began is not None:
+            self._steps.add(self._step_began, mark(self.device))
+            self._step_began = None
 
 
 def _weight_shape(weights: Tensor, losses: Tensor) -> Tensor:
