@@ -271,11 +271,16 @@ class Training:
         seen  what else is known to be not finite
         Raises FloatingPointError where the run must end, RollbackError where it must go back.
         """
-        health, scaled = self.config.health, self.state.scaled
-        left_out, in_a_row = self.state.guard.read()
+        health, scaled, guard = self.config.health, self.state.scaled, self.state.guard
+        left_out, in_a_row = guard.read()
+        culprits = self.ranks.gather([guard.culprit(self.ranks.rank)]) if left_out else []  # alike on every rank
+        guard.forget_losses()
+        where = "; ".join(str(culprit) for culprit in culprits if culprit is not None)
         if left_out:
             iteration = self.state.progress.iteration
             self.telemetry.skipped_step("fp16_overflow" if scaled else "non_finite", left_out, iteration=iteration)
+            if not scaled:
+                self.telemetry.event("not finite", iteration=iteration, updates=left_out, where=where or "a gradient")
         elif seen is None:
             return
         skipping = health.non_finite == "skip" or scaled  # the loss scale is found by overflowing
@@ -283,7 +288,7 @@ class Training:
             return
         what = seen or "a gradient is not finite"
         if left_out:
-            what += f" ({left_out} updates were left out, {in_a_row} in a row)"
+            what += f" ({left_out} updates were left out, {in_a_row} in a row{f'; first on {where}' if where else ''})"
         if health.non_finite == "rollback":
             raise RollbackError(what)
         raise self.diverged(what)
