@@ -105,7 +105,8 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         requests = stack.enter_context(closing(Requests()))
         described = {"data_fingerprint": images.fingerprint, "classes": list(images.classes)}
         saver = stack.enter_context(closing(Saver(config, ranks, folder, telemetry, described)))
-        watchdog = stack.enter_context(closing(Watchdog(config.health, folder.path, ranks.rank, PHASES)))
+        watchdog = Watchdog(config.health, folder.path, ranks.rank, PHASES, ranks.world_size)
+        stack.enter_context(closing(watchdog))
         training = Training(config, ranks, folder, images, loader, state, telemetry, requests, saver, watchdog)
         if found is not None:
             training.resumed(found)

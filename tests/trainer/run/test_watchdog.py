@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+import urllib.request
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dataloading.synthetic_loader import SyntheticReader
@@ -50,6 +54,59 @@ def test_a_run_whose_reader_hangs(earlybird: Any, tmp_path: Path, monkeypatch: p
     assert "phase data" in outcome.err
     (row,) = [row for row in read_rows(run / "log.jsonl") if row["event"] == "stalled"]
     assert (row["phase"], row["iteration"]) == ("data", 9)
+
+
+def test_a_stopped_rank_is_named_by_the_others(earlybird: Any, tmp_path: Path, free_port: int) -> None:
+    """SIGSTOP of rank 1: rank 0, which waits for it, names it, its metrics are still served, and when the rank goes on
+    so does the run."""
+    run, port = tmp_path / "run", free_port
+    settings = ["health.watchdog_factor=1", "health.watchdog_floor=2s", f"telemetry.port={port}", "run.epochs=400"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "trainer"]
+    with subprocess.Popen(
+        [*command, *earlybird.arguments(run, *settings)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as started:
+        try:
+            wait_for_metric(port, "iteration", 8)
+            ranks = {rank_of(child): child for child in psutil.Process(started.pid).children(recursive=True)}
+            ranks["1"].suspend()
+            told = run / "stalls" / "rank-0.txt"
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and not (told.exists() and "of 2 ranks" in told.read_text()):
+                time.sleep(0.1)
+            before = wait_for_metric(port, "iteration", 8)
+            assert wait_for_metric(port, "iteration", 8) == before, "it stands still, and tells so"
+            assert "rank 1 gives no sign: its process is stopped" in told.read_text()
+            assert re.search(r"phase (data|train|meta): rank 0$", told.read_text(), re.MULTILINE)
+            assert not (run / "stalls" / "rank-1.txt").exists()
+            ranks["1"].resume()
+            wait_for_metric(port, "iteration", int(before) + 3)
+        finally:
+            os.killpg(started.pid, signal.SIGCONT)
+            os.killpg(started.pid, signal.SIGTERM)
+            _, said = started.communicate(timeout=60)
+    assert "rank 1 gives no sign" in said
+
+
+def rank_of(process: psutil.Process) -> str:
+    return process.environ().get("RANK", "")
+
+
+def wait_for_metric(port: int, name: str, at_least: int) -> float:
+    """The value of `earlybird_NAME` once it is that large, as a scraper sees it."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            found = re.search(rf"^earlybird_{name}(?:{{.*}})? (\S+)$", answer.read().decode(), re.MULTILINE)
+            if found and float(found[1]) >= at_least:
+                return float(found[1])
+        time.sleep(0.1)
+    raise AssertionError(f"{name} did not reach {at_least}")
 
 
 def test_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
