@@ -19,7 +19,7 @@ from trainer.models.cost import exit_costs
 from trainer.run.build import build_net
 from trainer.run.checkpoint import load_latest
 from trainer.run.distributed import Ranks, process_group
-from trainer.run.folder import RunFolder
+from trainer.run.folder import RunFolder, private_files
 from trainer.run.snapshot import load_model
 
 
@@ -39,7 +39,7 @@ def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any
     checkpoint = load_latest(run)
     if checkpoint is None:
         raise ValueError(f"{run} has no checkpoint yet; train it first")
-    with process_group(device) as ranks:
+    with private_files(), process_group(device) as ranks:
         images = open_dataset(config.data, config.seed)
         theirs = checkpoint.meta.get("data_fingerprint")
         if theirs != images.fingerprint:

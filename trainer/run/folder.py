@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ FREE = (
     "run.grace",
     "health.",
 )
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """What the process makes inside is open to its user and group alone: weights, image names and paths are nobody
+    else's. A stricter umask stays as it is."""
+    before = os.umask(0o777)
+    os.umask(before | 0o007)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 class RunFolder:

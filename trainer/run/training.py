@@ -22,7 +22,7 @@ from trainer.models.cost import exit_costs
 from trainer.run.build import build_state, warmup_iterations
 from trainer.run.checkpoint import Checkpoint
 from trainer.run.distributed import Ranks, process_group
-from trainer.run.folder import RunFolder
+from trainer.run.folder import RunFolder, private_files
 from trainer.run.health import RollbackError, Signs, diverged
 from trainer.run.interval import Due, Interval
 from trainer.run.loop import Hooks, train
@@ -63,6 +63,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
     is no longer finite: the newest checkpoint is then the last good state.
     """
     with ExitStack() as stack:
+        stack.enter_context(private_files())
         ranks = stack.enter_context(process_group(options.device))
         resolve_precision(config.precision, ranks.device)  # refuses before any image is read
         folder = RunFolder(options.run)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -28,6 +31,8 @@ class TelemetryConfig:
                  and stays behind where it is killed; "" for none
     pushgateway  URL to push to, for jobs that end before they are scraped; the group is deleted at the end; "" for none
     push_every   seconds between two pushes
+    tls_certificate, tls_key  PEM files with which the endpoint speaks HTTPS; "" for plain HTTP
+    tls_client_ca  PEM file of the authority whose certificate every scraper must show; "" asks for none
     """
 
     port: int = 0
@@ -37,6 +42,9 @@ class TelemetryConfig:
     targets: str = ""
     pushgateway: str = ""
     push_every: float = 10.0
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
@@ -49,6 +57,18 @@ class TelemetryConfig:
             raise ValueError(f"telemetry.pushgateway is {self.pushgateway!r}; give a URL, as in http://host:9091")
         if not self.push_every >= 1:
             raise ValueError(f"telemetry.push_every is {self.push_every}; it must be at least 1 second")
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("one of telemetry.tls_certificate and telemetry.tls_key is set; set both, or neither")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError(
+                "telemetry.tls_client_ca is set, but the endpoint speaks plain HTTP; set telemetry.tls_certificate and "
+                "telemetry.tls_key too"
+            )
+
+    @property
+    def scheme(self) -> str:
+        """http, or https where a certificate is set."""
+        return "https" if self.tls_certificate else "http"
 
     @property
     def exports(self) -> bool:
@@ -69,14 +89,16 @@ def registry_of(metrics: Metrics, run: str, rank: int) -> CollectorRegistry:
 class Exporter:
     """A thread that answers scrapes from a copy of the metrics, so the training step never waits for a scraper.
 
-    Listens on `port` or, where that is taken, on the next free one. Raises ValueError where it cannot listen.
+    Listens on `port` or, where that is taken, on the next free one. Raises ValueError where it cannot listen, or a file
+    of its certificates does not serve.
     """
 
-    def __init__(self, registry: CollectorRegistry, port: int, address: str = "127.0.0.1") -> None:
+    def __init__(self, registry: CollectorRegistry, port: int, config: TelemetryConfig) -> None:
+        address, tls = config.address, _tls(config)
         last = min(port + PORTS_TRIED, 65_536)
         for candidate in range(port, max(last, port + 1)):
             try:
-                self._server, self._thread = start_http_server(candidate, address, registry)
+                self._server, self._thread = start_http_server(candidate, address, registry, **tls)
                 break
             except (OSError, OverflowError) as error:
                 if getattr(error, "errno", None) == errno.EADDRINUSE and candidate + 1 < last:
@@ -92,6 +114,27 @@ class Exporter:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _tls(config: TelemetryConfig) -> dict[str, Any]:
+    for name in ("tls_certificate", "tls_key", "tls_client_ca"):
+        path = getattr(config, name)
+        if path and not os.access(path, os.R_OK):
+            raise ValueError(f"telemetry.{name} is {path}, which cannot be read; give a PEM file")
+    if not config.tls_certificate:
+        return {}
+    try:  # before a port is bound, which would stay so
+        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trial.load_cert_chain(config.tls_certificate, config.tls_key)
+        if config.tls_client_ca:
+            trial.load_verify_locations(config.tls_client_ca)
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"telemetry.tls_certificate {config.tls_certificate}, tls_key or tls_client_ca does not serve ({error}); "
+            "give PEM files, the key being the certificate's own"
+        ) from error
+    asked = {"client_cafile": config.tls_client_ca, "client_auth_required": True} if config.tls_client_ca else {}
+    return {"certfile": config.tls_certificate, "keyfile": config.tls_key, **asked}
 
 
 class _Table(Collector):

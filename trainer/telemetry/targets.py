@@ -20,9 +20,9 @@ def reached_at(address: str, port: int, host: str = "") -> str:
 class AddressFile:
     """`metrics/rank-R.json` of the run folder: this rank's address, while it listens."""
 
-    def __init__(self, run_folder: Path, rank: int, target: str) -> None:
+    def __init__(self, run_folder: Path, rank: int, url: str) -> None:
         self._path = run_folder / "metrics" / f"rank-{rank}.json"
-        _write(self._path, json.dumps({"rank": rank, "target": target, "url": f"http://{target}/metrics"}))
+        _write(self._path, json.dumps({"rank": rank, "url": url}))
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -39,14 +39,15 @@ def read_address(run_folder: Path, rank: int = 0) -> str | None:
 class TargetFile:
     """One run's targets, each rank with its labels; replaced as a whole, so Prometheus never reads half a file."""
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, scheme: str = "http") -> None:
         self.path = folder / f"{run}.json"
-        self._run = run
+        self._run, self._scheme = run, scheme
 
     def write(self, targets: Sequence[tuple[int, str]]) -> None:
         """(rank, host:port) of every rank. ValueError where the folder cannot be written."""
+        labels = {"run": self._run} | ({"__scheme__": self._scheme} if self._scheme != "http" else {})
         groups: list[Mapping[str, object]] = [
-            {"targets": [target], "labels": {"run": self._run, "rank": str(rank)}} for rank, target in sorted(targets)
+            {"targets": [target], "labels": labels | {"rank": str(rank)}} for rank, target in sorted(targets)
         ]
         try:
             _write(self.path, json.dumps(groups, indent=1))
@@ -65,4 +66,5 @@ def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")  # file_sd reads *.json alone
     temporary.write_text(text + "\n")
+    temporary.chmod(0o644)  # metrics' addresses are for all, whatever a run hides else
     temporary.replace(path)

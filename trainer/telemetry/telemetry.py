@@ -65,7 +65,9 @@ class Telemetry:
         self._exporter: Exporter | None = None
         self._pusher: Pusher | None = None
         self._address: AddressFile | None = None
-        self._targets = TargetFile(Path(config.targets), self.run) if config.targets and rank == 0 else None
+        self._targets = (
+            TargetFile(Path(config.targets), self.run, config.scheme) if config.targets and rank == 0 else None
+        )
         self._log: JsonLog | None = None
         self._console: RunConsole | None = None
         self._goodput = Goodput()
@@ -81,10 +83,10 @@ class Telemetry:
         self._begin(title, device, run_folder)
         registry = registry_of(self.metrics, self.run, rank)
         if config.port:
-            self._exporter = Exporter(registry, config.port + local_rank, config.address)
+            self._exporter = Exporter(registry, config.port + local_rank, config)
             self.target = reached_at(config.address, self._exporter.port, config.host)
-            self._address = AddressFile(run_folder, rank, self.target)
-            logger.info("metrics: http://%s/metrics", self.target)
+            self._address = AddressFile(run_folder, rank, f"{config.scheme}://{self.target}/metrics")
+            logger.info("metrics: %s://%s/metrics", config.scheme, self.target)
         if config.pushgateway:
             self._pusher = Pusher(registry, config.pushgateway, config.push_every, run=self.run, rank=rank)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,17 @@ def test_the_grace_must_be_a_time(earlybird: Any, tmp_path: Path) -> None:
     refused = earlybird.train(tmp_path / "run", "run.grace=5steps")
     assert (refused.code, "run.grace is '5steps'; it must be a time" in refused.err) == (2, True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_nobody_elses(earlybird: Any, tmp_path: Path) -> None:
+    """Weights, log and settings are closed to the world, and what the process makes afterwards is as it was."""
+    run = tmp_path / "run"
+    before = os.umask(0o022)
+    try:
+        assert earlybird.train(run, "telemetry.port=0").code == 0
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    made = [run, *run.rglob("*")]
+    assert len(made) > 5
+    assert [str(path) for path in made if path.stat().st_mode & 0o007] == []

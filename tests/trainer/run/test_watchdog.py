@@ -61,7 +61,16 @@ def test_a_stopped_rank_is_named_by_the_others(earlybird: Any, tmp_path: Path, f
     so does the run."""
     run, port = tmp_path / "run", free_port
     settings = ["health.watchdog_factor=1", "health.watchdog_floor=2s", f"telemetry.port={port}", "run.epochs=400"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "trainer"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "--",
+        "trainer",
+    ]
     with subprocess.Popen(
         [*command, *earlybird.arguments(run, *settings)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
