@@ -59,7 +59,7 @@ def test_every_alert_is_seen_to_fire_and_not_to_fire(prometheus_folder: Path) ->
         for expected in case["alert_rule_test"]:
             seen.setdefault(expected["alertname"], set()).add(bool(expected["exp_alerts"]))
     alerts = [rule["alert"] for rule in rules(prometheus_folder / "alerts.yml")]
-    assert seen == dict.fromkeys(alerts, {True, False})
+    assert seen == {alert: {True, False} for alert in alerts}
 
 
 def test_every_alert_helps_a_tired_person(prometheus_folder: Path) -> None:
