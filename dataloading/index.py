@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -209,20 +210,46 @@ class Index:
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
             columns = {name: _mapped(folder / f"{name}.npy") for name in _COLUMNS}
-        except (OSError, ValueError) as error:
+            wrong = _wrong(manifest, columns)
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{folder} holds no readable index ({error}); delete it and prepare the set again"
             ) from error
-        rows = {len(columns[name]) for name in _COLUMNS if name != "names"}
-        if manifest.get("format") != _FORMAT or rows != {manifest["num_rows"]}:
-            raise ValueError(
-                f"{folder} holds an index of format {manifest.get('format')} with columns of {sorted(rows)} rows; this "
-                f"version reads format {_FORMAT} with {manifest.get('num_rows')}: delete it and prepare the set again"
-            )
+        if wrong:
+            raise ValueError(f"{folder} holds no index that this version reads ({wrong}): prepare the set again")
         containers = tuple(os.path.normpath(folder / path) for path in manifest["containers"])
         index = cls(tuple(manifest["classes"]), containers=containers, root=manifest["root"], **columns)
         index.__dict__["fingerprint"] = manifest["fingerprint"]  # fills the cached property: no hashing at start
         return index
+
+
+def _wrong(manifest: Any, columns: dict[str, np.ndarray]) -> str:
+    """What is not as `save` writes it. Looks at every row once: 7 ms for ImageNet."""
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        return f"its format is not {_FORMAT}"
+    texts = [manifest.get("root"), manifest.get("fingerprint")]
+    for name in ("classes", "containers"):
+        if not isinstance(manifest.get(name), list):
+            return f"{name} is no list"
+        texts += manifest[name]
+    if not all(isinstance(text, str) and "\0" not in text for text in texts):
+        return "classes, containers, root and fingerprint are not all texts"
+    num_rows = manifest.get("num_rows")
+    for name, kind in _COLUMNS.items():
+        column = columns[name]
+        if column.dtype != kind or column.ndim != 1 or (name != "names" and len(column) != num_rows):
+            return f"{name} is {column.dtype} {column.shape}, not {np.dtype(kind)} [{num_rows}]"
+    bounds = {
+        "labels": (0, len(manifest["classes"]) - 1),
+        "container": (-1, len(manifest["containers"]) - 1),
+        "name_ends": (0, len(columns["names"])),
+        **dict.fromkeys(("heights", "widths", "offsets", "sizes"), (0, None)),
+    }
+    for name, (least, most) in bounds.items():
+        column = columns[name]
+        if len(column) and (column.min() < least or (most is not None and column.max() > most)):
+            return f"{name} has values outside {least} to {most}"
+    return ""
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
@@ -233,4 +260,7 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 def _mapped(path: Path) -> np.ndarray:
     # An empty column has nothing to map; asarray drops the memmap subclass, whose scalar reads are slow.
     empty = path.stat().st_size <= 128
-    return _frozen(np.asarray(np.load(path, mmap_mode=None if empty else "r")))
+    try:
+        return _frozen(np.asarray(np.load(path, mmap_mode=None if empty else "r")))
+    except Exception as error:  # numpy's parser of a header lets through whatever Python's tokenizer raises
+        raise ValueError(f"{path.name}: {error}") from error

@@ -43,7 +43,10 @@ def setting_names(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass from plain values (JSON), as dataclasses.asdict wrote them; unknown names are refused."""
+    """A dataclass from plain values (JSON), as dataclasses.asdict wrote them; unknown names and values of another kind
+    are refused with a ValueError."""
+    if not isinstance(values, dict):
+        raise ValueError(f"a saved {kind.__name__} is {values!r}; it must be an object of settings by name")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -54,12 +57,31 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
         if dataclasses.is_dataclass(hint):
             built[name] = from_dict(typing.cast(type, hint), value)
         else:
-            built[name] = _listed(value)
+            built[name] = _typed(name, hint, value)
     return kind(**built)
 
 
-def _listed(value: Any) -> Any:
-    return tuple(_listed(v) for v in value) if isinstance(value, list) else value
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    """A JSON value as one of the annotated type; ValueError where it is of another."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        if value in args:
+            return value
+    elif origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _typed(name, next(a for a in args if a is not type(None)), value)
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+            if len(kinds) == len(value):
+                return tuple(_typed(name, kind, part) for kind, part in zip(kinds, value, strict=True))
+    elif hint is float:
+        if type(value) in (int, float):
+            return value
+    elif type(value) is hint:
+        return value
+    raise ValueError(f"{name} is {value!r} in what was saved; it must be {getattr(hint, '__name__', hint)}")
 
 
 def _replaced(config: Any, prefix: str, texts: dict[str, str]) -> Any:

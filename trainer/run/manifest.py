@@ -49,13 +49,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         digest = content.pop("sha256")
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable ({error!r})") from error
     if digest != _digest(content):
         raise CheckpointError(f"{path} does not match its own sha-256")
-    if content["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}")
+    if wrong := _wrong(content):
+        raise CheckpointError(f"{path} is no checkpoint's manifest ({wrong})")
     return content
+
+
+def _wrong(content: dict[str, Any]) -> str:
+    """What is not as `write_manifest` writes it: anybody can compute a sha-256."""
+    for name, kind in {"iteration": int, "files": dict, "versions": dict, "meta": dict}.items():
+        if type(content.get(name)) is not kind:
+            return f"{name} is missing or of another kind"
+    if content["iteration"] < 0:
+        return f"iteration is {content['iteration']}"
+    for name, entry in content["files"].items():
+        if name in ("", ".", "..") or Path(name).name != name:
+            return f"{name!r} is no file of its folder"
+        if not isinstance(entry, dict) or set(entry) != {"size", "sha256"}:
+            return f"files[{name!r}] has not size and sha256"
+    return ""
 
 
 def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:

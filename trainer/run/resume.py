@@ -26,5 +26,10 @@ def resume(state: TrainState, folder: RunFolder, images: ImageSet) -> Checkpoint
             f"--run {folder.path} was trained on other images (fingerprint {str(theirs)[:12]}, now "
             f"{images.fingerprint[:12]}); give the same data or --run another folder"
         )
-    snapshot.restore(state, checkpoint.tensors, checkpoint.meta["state"])
+    try:
+        snapshot.restore(state, checkpoint.tensors, checkpoint.meta["state"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"{checkpoint.folder} is whole, but no state that training wrote ({error!r}); give --run another folder"
+        ) from error
     return replace(checkpoint, tensors={})
