@@ -147,7 +147,7 @@ def _learning() -> list[Panel]:
             "Sample weights by exit",
             "short",
             [(f"earlybird_sample_weight{{{EXIT}}}", "exit {{exit}}, quantile {{quantile}}")],
-            "5, 50 and 95 % quantiles of the last half batch. All at the bounds: the weight net tells no samples apart.",
+            "5, 50, 95 % quantiles of the last half batch. All at the bounds: the weight net tells no samples apart.",
         ),
         lines("Meta loss", "short", [(f"earlybird_meta_loss{{{RUN}}}", "meta loss")], "What the weight net lowers."),
         lines(
