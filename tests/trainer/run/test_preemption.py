@@ -1,0 +1,95 @@
+"""A signal to stop, in every phase of a run: a checkpoint, exit code 75, at most the iteration under way is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dataloading.loader import EvaluationLoader
+from dataloading.synthetic_loader import SyntheticReader
+from trainer.run import loop, saver
+from trainer.run.checkpoint import load_latest
+from trainer.telemetry.jsonl import read_rows
+
+SETTINGS = ["meta.interval=2", "checkpoint.every=3steps", "run.evaluate_every=1", "run.evaluation_batch=2"]
+# phase -> (where it is, name there, the call that is interrupted)
+PHASES: dict[str, tuple[Any, str, int]] = {
+    "data": (SyntheticReader, "batches", 0),
+    "train": (loop, "train_step", 9),
+    "meta": (loop, "meta_step", 5),
+    "snapshot": (saver, "copied", 1),
+    "save": (saver, "write_checkpoint", 1),
+    "evaluation": (EvaluationLoader, "__iter__", 0),
+}
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    """The tensors of the run that nothing happened to, once for all tests."""
+    return {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_stopped_in(
+    earlybird: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: dict[str, Any],
+    phase: str,
+    number: signal.Signals,
+) -> None:
+    if not whole:
+        assert earlybird.train(tmp_path / "whole", *SETTINGS).code == 0
+        found = load_latest(tmp_path / "whole")
+        assert found is not None
+        whole |= found.tensors
+    run, sent = tmp_path / "run", {}
+    place, name, call = PHASES[phase]
+    real, calls, progress = getattr(place, name), iter(range(10_000)), {"iteration": 0}
+    advance = loop.average_batch_norm_statistics
+
+    def advanced(buffers: Any) -> None:
+        advance(buffers)
+        progress["iteration"] += 1
+
+    def strike() -> None:
+        if not sent:
+            sent.update(at=time.monotonic(), iteration=progress["iteration"])
+            os.kill(os.getpid(), number)
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            strike()
+        return real(*arguments, **options)
+
+    def interrupted_between(*arguments: Any) -> Iterator[Any]:
+        for place, batch in enumerate(real(*arguments)):
+            if place == 1:
+                strike()
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "average_batch_norm_statistics", advanced)
+        patch.setattr(place, name, interrupted_between if phase in ("data", "evaluation") else interrupted)
+        outcome = earlybird.train(run, *SETTINGS)
+        took = time.monotonic() - sent["at"]
+    assert outcome.code == 75, outcome.err
+    assert took < 10, "a cluster gives that long"
+    assert outcome.json["status"] == "preempted"
+    stopped = load_latest(run)
+    assert stopped is not None
+    assert stopped.passed_over == ()
+    assert stopped.iteration - sent["iteration"] in (0, 1), "no more than the iteration under way"
+    assert [row["event"] for row in read_rows(run / "log.jsonl")].count("stopped within its grace") == 1
+    assert earlybird.train(run, *SETTINGS).json["status"] == "completed"
+    found = load_latest(run)
+    assert found is not None
+    assert all(torch.equal(found.tensors[name], whole[name]) for name in whole)
