@@ -1,4 +1,7 @@
-"""Writes the dashboards' JSON, which Grafana provisions: `python -m deploy.grafana.build`."""
+"""`python -m deploy.grafana.build` writes the dashboards as Grafana reads them.
+
+Needs grafana-foundation-sdk, one of the development dependencies: the JSON is committed, so that nobody else does.
+"""
 
 from __future__ import annotations
 
@@ -8,43 +11,43 @@ from typing import Any
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from deploy.grafana.fleet import fleet
-from deploy.grafana.learning import learning
-from deploy.grafana.panels import EVENTS
-from deploy.grafana.run import run
+from deploy.grafana.fleet_board import fleet_board
+from deploy.grafana.learning_board import learning_board
+from deploy.grafana.panels import marks
+from deploy.grafana.run_board import run_board
 
 FOLDER = Path(__file__).with_name("dashboards")
-BOARDS = {"run": run, "fleet": fleet, "learning": learning}
+BOARDS = {"run": run_board, "fleet": fleet_board, "learning": learning_board}
 
 
 def rendered(name: str) -> str:
-    """The JSON of a dashboard."""
-    plain = _without_nulls(json.loads(json.dumps(BOARDS[name]().build(), cls=JSONEncoder)))
-    for number, panel in enumerate(plain["panels"], start=1):
+    """The JSON text of a dashboard."""
+    model = json.loads(json.dumps(BOARDS[name]().build(), cls=JSONEncoder))
+    model["annotations"] = {"list": marks()}
+    for number, panel in enumerate(model["panels"], start=1):
         panel["id"] = number
-    # Keys of annotations that the SDK has no name for.
-    for note, (_, _, _, text) in zip(plain["annotations"]["list"], EVENTS, strict=True):
-        note |= {"useValueForTime": True, "titleFormat": text, "step": "60s"}
-    return json.dumps(plain, indent=1, sort_keys=True) + "\n"
+    return json.dumps(_without_nulls(model), indent=1, sort_keys=True) + "\n"
 
 
 def _without_nulls(value: Any) -> Any:
-    # The SDK writes "options": null where none are set, which Grafana's schema refuses; a threshold's first value is
-    # null rightly.
+    """The SDK writes null where nothing was said, which Grafana's schema refuses; only a threshold's first step is
+    one."""
     if isinstance(value, dict):
         return {
             key: _without_nulls(item)
             for key, item in value.items()
             if item is not None or (key == "value" and "color" in value)
         }
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name in BOARDS:
+        path = FOLDER / f"{name}.json"
+        path.write_text(rendered(name))
+        print(path)
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    for board in BOARDS:
-        path = FOLDER / f"{board}.json"
-        path.write_text(rendered(board))
-        print(path)
+    main()

@@ -1,241 +1,195 @@
-"""The few kinds of panel that the dashboards are made of, and what all dashboards share."""
+"""The few kinds of panels that the dashboards are made of, and what all dashboards share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from grafana_foundation_sdk.builders import (
     bargauge,
     common,
     dashboard,
+    heatmap,
     prometheus,
     stat,
-    statushistory,
     table,
     timeseries,
     xychart,
 )
-from grafana_foundation_sdk.models import common as shapes
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.models.common import (
+    BarGaugeDisplayMode,
+    BigValueGraphMode,
+    LegendDisplayMode,
+    LegendPlacement,
+    StackingMode,
+    VisibilityMode,
+    VizOrientation,
+)
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
+    DashboardLinkType,
     DataSourceRef,
     DataTransformerConfig,
     DynamicConfigValue,
-    FieldColorModeId,
     Threshold,
     ThresholdsMode,
     VariableRefresh,
     VariableSort,
 )
+from grafana_foundation_sdk.models.dashboard import Panel as PanelModel
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from grafana_foundation_sdk.models.xychart import ScatterShow, SeriesMapping
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
-COLUMNS = 24  # of Grafana's grid
-
+Panel = Builder[PanelModel]
 Query = tuple[str, str]  # PromQL, legend
+AnyPanel = TypeVar("AnyPanel", stat.Panel, timeseries.Panel, bargauge.Panel, heatmap.Panel, table.Panel, xychart.Panel)
 
 
-def limits(*steps: tuple[float | None, str]) -> dashboard.ThresholdsConfig:
-    """Colours from each value on; None for what is below all."""
-    marks = [Threshold(value=value, color=color) for value, color in steps]
-    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(marks)
-
-
-def bad_above(value: float) -> dashboard.ThresholdsConfig:
-    return limits((None, "green"), (value, "red"))
-
-
-def bad_below(value: float) -> dashboard.ThresholdsConfig:
-    return limits((None, "red"), (value, "green"))
-
-
-NEUTRAL = limits((None, "text"))
+def number(title: str, unit: str, expr: str, text: str, *, below: float | None = None, width: int = 3) -> Panel:
+    """The newest value, large; red below `below`."""
+    panel = _titled(stat.Panel(), title, text, unit, width, 4).graph_mode(BigValueGraphMode.AREA)
+    steps = [Threshold(value=None, color="green")]
+    if below is not None:
+        steps = [Threshold(value=None, color="red"), Threshold(value=below, color="green")]
+    panel.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
+    return _asking(panel, [(expr, "")])
 
 
 def lines(
-    title: str,
-    about: str,
-    queries: Sequence[Query],
-    unit: str = "short",
-    *,
-    width: int = 8,
-    limit: float | None = None,
-    stacked: bool = False,
-    whole: bool = False,
-    log: bool = False,
-    band: Mapping[str, str] | None = None,
-    each: str = "",
-) -> timeseries.Panel:
-    """Values over time.
-
-    limit  a value to draw as a dashed red line; whole  begin at 0; band  {upper legend: lower legend} to fill between
-    each   a variable: one panel for each of its values
-    """
-    panel = _begun(timeseries.Panel(), title, about, queries, unit, width).line_width(1).legend(_legend())
-    panel = panel.tooltip(
-        common.VizTooltipOptions().mode(shapes.TooltipDisplayMode.MULTI).sort(shapes.SortOrder.DESCENDING)
+    title: str, unit: str, queries: Sequence[Query], text: str, *, stacked: bool = False, width: int = 12
+) -> Panel:
+    """Values over time; gaps of a few scrapes are bridged, as most values move at log steps alone."""
+    panel = _titled(timeseries.Panel(), title, text, unit, width, 8).span_nulls(120_000.0).line_width(1.5)
+    panel.show_points(VisibilityMode.NEVER).legend(
+        common.VizLegendOptions()
+        .display_mode(LegendDisplayMode.TABLE if width >= 12 else LegendDisplayMode.LIST)
+        .placement(LegendPlacement.BOTTOM)
+        .show_legend(True)
+        .calcs(["lastNotNull"])
     )
-    if limit is not None:
-        dashed = common.GraphThresholdsStyleConfig().mode(shapes.GraphTresholdsStyleMode.DASHED)
-        panel = panel.thresholds(limits((None, "transparent"), (limit, "red"))).thresholds_style(dashed)
     if stacked:
-        panel = panel.stacking(common.StackingConfig().mode(shapes.StackingMode.NORMAL)).fill_opacity(40)
-    if whole:
-        panel = panel.min(0)
-    if log:
-        panel = panel.scale_distribution(common.ScaleDistributionConfig().type(shapes.ScaleDistribution.LOG).log(10))
-    for upper, lower in (band or {}).items():
-        filled = [("custom.fillBelowTo", lower), ("custom.fillOpacity", 20)]
-        panel = panel.override_by_name(upper, [DynamicConfigValue(id_val=key, value=value) for key, value in filled])
-    return panel.repeat(each) if each else panel
+        panel.fill_opacity(40.0).stacking(common.StackingConfig().mode(StackingMode.NORMAL))
+    return _asking(panel, queries)
 
 
-def number(
-    title: str,
-    about: str,
-    query: Query,
-    unit: str = "short",
-    *,
-    colors: dashboard.ThresholdsConfig = NEUTRAL,
-    decimals: int | None = None,
-) -> stat.Panel:
-    """One value, now, with its recent course."""
-    panel = _begun(stat.Panel(), title, about, [query], unit, 3, height=4).thresholds(colors)
-    panel = panel.color_mode(shapes.BigValueColorMode.VALUE).graph_mode(shapes.BigValueGraphMode.AREA)
-    panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-    return panel if decimals is None else panel.decimals(decimals)
+def bars(title: str, unit: str, queries: Sequence[Query], text: str, *, width: int = 8) -> Panel:
+    """The newest value of each series as a bar."""
+    panel = _titled(bargauge.Panel(), title, text, unit, width, 8)
+    panel.orientation(VizOrientation.HORIZONTAL).display_mode(BarGaugeDisplayMode.GRADIENT)
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    return _asking(panel, queries)
 
 
-def bars(
-    title: str,
-    about: str,
-    query: Query,
-    unit: str = "short",
-    *,
-    width: int = 8,
-    colors: dashboard.ThresholdsConfig = NEUTRAL,
-) -> bargauge.Panel:
-    """Values now, a bar each."""
-    panel = _begun(bargauge.Panel(), title, about, [query], unit, width, instant=True).thresholds(colors).min(0)
-    panel = panel.orientation(shapes.VizOrientation.HORIZONTAL).display_mode(shapes.BarGaugeDisplayMode.BASIC)
-    return panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+def heat(title: str, unit: str, query: Query, text: str, *, width: int = 24) -> Panel:
+    """A row for each series, a colour for its value."""
+    panel = _titled(heatmap.Panel(), title, text, unit, width, 9).calculate(False)
+    panel.color(heatmap.HeatmapColorOptions().scheme("Oranges").steps(64))
+    panel.cell_values(heatmap.CellValues().unit(unit))
+    return _asking(panel, [query])
 
 
-def heat(title: str, about: str, query: Query, unit: str, low: float, high: float) -> statushistory.Panel:
-    """A heat map: a row for each series, time along it, colour for the value from `low` (green) to `high` (red)."""
-    panel = _begun(statushistory.Panel(), title, about, [query], unit, COLUMNS, height=9).min(low).max(high)
-    panel = panel.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.CONTINUOUS_GR_YL_RD))
-    return panel.show_value(shapes.VisibilityMode.NEVER).legend(_legend())
+def rows(title: str, queries: Sequence[Query], text: str, *, by: str, names: dict[str, str], width: int = 24) -> Panel:
+    """A table: one row for each value of the label `by`, one column for each query, named by its legend.
 
-
-def rows(
-    title: str, about: str, queries: Sequence[Query], units: Mapping[str, str], hidden: Sequence[str] = ()
-) -> table.Panel:
-    """A table: a row for each set of labels that the queries share, a column for each query, named by its legend.
-
-    units  by column; hidden  columns that say nothing here
+    names  of further labels that are shown, and of columns
     """
-    panel = _begun(table.Panel(), title, about, queries, "short", COLUMNS, instant=True)
-    names = {f"Value #{_letter(place)}": legend for place, (_, legend) in enumerate(queries)}
-    dropped = dict.fromkeys(("Time", *hidden), True)
-    panel = panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))
-    organized = {"renameByName": names, "excludeByName": dropped}
-    panel = panel.with_transformation(DataTransformerConfig(id_val="organize", options=organized))
-    for column, unit in units.items():
-        panel = panel.override_by_name(column, [DynamicConfigValue(id_val="unit", value=unit)])
-    return panel
+    panel = _titled(table.Panel(), title, text, "short", width, 8)
+    letters = [chr(ord("A") + i) for i in range(len(queries))]
+    renamed = {f"Value #{letter}": legend for letter, (_, legend) in zip(letters, queries, strict=True)} | names
+    panel.transformations(
+        [
+            DataTransformerConfig("joinByField", options={"byField": by, "mode": "outer"}),
+            DataTransformerConfig("filterFieldsByName", options={"include": {"names": [by, *renamed]}}),
+            DataTransformerConfig("organize", options={"renameByName": renamed}),
+        ]
+    )
+    return _asking(panel, queries, as_table=True)
 
 
-def curve(title: str, about: str, x: Query, y: Query, join: str, units: tuple[str, str]) -> xychart.Panel:
-    """y over x, a point for each value of the label `join` that both have."""
-    panel = _begun(xychart.Panel(), title, about, [x, y], "short", 12, instant=True)
-    joined = {"byField": join, "mode": "inner"}
-    panel = panel.with_transformation(DataTransformerConfig(id_val="joinByField", options=joined))
-    # Only the two numbers stay: Grafana then takes the first for x.
-    keep = {"names": ["Value #A", "Value #B"]}
-    panel = panel.with_transformation(DataTransformerConfig(id_val="filterFieldsByName", options={"include": keep}))
-    names = {"renameByName": {"Value #A": x[1], "Value #B": y[1]}}
-    panel = panel.with_transformation(DataTransformerConfig(id_val="organize", options=names))
-    for (_, legend), unit in zip((x, y), units, strict=True):
-        panel = panel.override_by_name(legend, [DynamicConfigValue(id_val="unit", value=unit)])
-    return panel
+def curve(title: str, x: Query, y: Query, text: str, *, by: str, units: tuple[str, str], width: int = 12) -> Panel:
+    """Points of one query against those of another with the same value of the label `by`, joined by a line."""
+    panel = _titled(xychart.Panel(), title, text, units[1], width, 10)
+    panel.transformations(
+        [
+            DataTransformerConfig("joinByField", options={"byField": by, "mode": "outer"}),
+            DataTransformerConfig(
+                "organize",
+                options={
+                    "excludeByName": {"Time": True, "Time 1": True, "Time 2": True},
+                    "renameByName": {"Value #A": x[1], "Value #B": y[1]},
+                },
+            ),
+            DataTransformerConfig("sortBy", options={"sort": [{"field": x[1]}]}),
+        ]
+    )
+    panel.series_mapping(SeriesMapping.MANUAL).show(ScatterShow.POINTS_AND_LINES)
+    panel.series([xychart.ScatterSeriesConfig().x(x[1]).y(y[1]).name(y[1])])
+    panel.override_by_name(x[1], [DynamicConfigValue(id_val="unit", value=units[0])])
+    return _asking(panel, [x, y], as_table=True)
 
 
-# Annotations: metrics whose value is the Unix time at which something happened; Grafana wants milliseconds.
-EVENTS = (
-    ("Checkpoints", "earlybird_checkpoint_timestamp_seconds", "blue", "checkpoint of {{run}}"),
-    ("Starts", "earlybird_start_timestamp_seconds", "orange", "start of {{run}}"),
-    ("Epochs", "earlybird_epoch_timestamp_seconds", "purple", "epoch of {{run}}"),
+def start(title: str, uid: str, text: str, *, of_one_run: bool) -> dashboard.Dashboard:
+    """A dashboard without panels: its variables, its marks of checkpoints, restarts and epochs, links to the others."""
+    board = dashboard.Dashboard(title).uid(uid).tags(["earlybird"]).description(text)
+    board.refresh("10s").time("now-1h", "now").tooltip(DashboardCursorSync.CROSSHAIR).readonly()
+    board.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    board.with_variable(_variable("run", "label_values(earlybird_build_info, run)", many=not of_one_run))
+    board.with_variable(_variable("rank", 'label_values(earlybird_build_info{run=~"$run"}, rank)', many=True))
+    board.with_variable(_variable("exit", 'label_values(earlybird_exit_accuracy_ratio{run=~"$run"}, exit)', many=True))
+    board.link(
+        dashboard.DashboardLink("earlybird")
+        .type(DashboardLinkType.DASHBOARDS)
+        .tags(["earlybird"])
+        .as_dropdown(False)
+        .include_vars(True)
+        .keep_time(True)
+    )
+    return board
+
+
+# Marks lie where the value of the gauge says, in milliseconds: no mark is lost between two scrapes, none drawn twice.
+MARKS = (
+    ("Checkpoints", "green", "earlybird_checkpoint_timestamp_seconds"),
+    ("Starts", "red", "earlybird_start_timestamp_seconds"),
+    ("Epochs", "blue", "earlybird_epoch_timestamp_seconds"),
 )
-_VALUES_OF = {
-    "run": "label_values(earlybird_build_info, run)",
-    "rank": 'label_values(earlybird_build_info{run=~"$run"}, rank)',
-    "exit": 'label_values(earlybird_exit_accuracy_ratio{run=~"$run"}, exit)',
-}
 
 
-def board(
-    uid: str,
-    title: str,
-    about: str,
-    sections: Mapping[str, Sequence[Any]],
-    *,
-    variables: Sequence[str],
-    many_runs: bool = False,
-) -> dashboard.Dashboard:
-    """A dashboard of named rows of panels.
-
-    variables  of run, rank, exit; many_runs  whether several runs are chosen at once
-    """
-    built = dashboard.Dashboard(title).uid(uid).description(about).tags(["earlybird"]).refresh("15s")
-    built = built.time("now-3h", "now").tooltip(DashboardCursorSync.CROSSHAIR).editable()
-    built = built.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
-    for name in variables:
-        built = built.with_variable(_variable(name, many=many_runs if name == "run" else True))
-    built = built.link(dashboard.DashboardLink("earlybird").tags(["earlybird"]).keep_time(True).include_vars(True))
-    for name, metric, color, _ in EVENTS:
-        note = dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color)
-        built = built.annotation(note.expr(f'1000 * max by (run) ({metric}{{run=~"$run"}})'))
-    for section, panels in sections.items():
-        built = built.with_row(dashboard.Row(section))
-        for panel in panels:
-            built = built.with_panel(panel)
-    return built
+def marks() -> list[dict[str, Any]]:
+    """Annotations, for which the SDK has no Prometheus form."""
+    return [
+        {
+            "name": name,
+            "datasource": {"type": "prometheus", "uid": "${datasource}"},
+            "enable": True,
+            "hide": False,
+            "iconColor": colour,
+            "expr": f'max by (run) ({metric}{{run=~"$run"}}) * 1000',
+            "step": "15s",
+            "titleFormat": name,
+            "textFormat": "{{run}}",
+            "useValueForTime": True,
+        }
+        for name, colour, metric in MARKS
+    ]
 
 
-def _variable(name: str, many: bool) -> dashboard.QueryVariable:
-    variable = dashboard.QueryVariable(name).label(name.capitalize()).query(_VALUES_OF[name]).datasource(SOURCE)
-    variable = variable.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).sort(VariableSort.NUMERICAL_ASC)
-    return variable.multi(True).include_all(True).all_value(".*") if many else variable
+def _variable(name: str, query: str, *, many: bool) -> dashboard.QueryVariable:
+    variable = dashboard.QueryVariable(name).label(name.capitalize()).query(query).datasource(SOURCE)
+    variable.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).sort(VariableSort.NUMERICAL_ASC)
+    return variable.multi(True).include_all(True) if many else variable
 
 
-def _begun(
-    panel: Any,
-    title: str,
-    about: str,
-    queries: Sequence[Query],
-    unit: str,
-    width: int,
-    *,
-    height: int = 8,
-    instant: bool = False,
-) -> Any:
-    panel = panel.title(title).description(about).datasource(SOURCE).unit(unit).span(width).height(height)
-    for place, (expr, legend) in enumerate(queries):
-        query = prometheus.Dataquery().expr(expr).legend_format(legend).ref_id(_letter(place)).datasource(SOURCE)
-        if instant:
-            query = query.instant()
-        if instant and len(queries) > 1:
-            query = query.format(PromQueryFormat.TABLE)
-        panel = panel.with_target(query)
+def _titled(panel: AnyPanel, title: str, text: str, unit: str, width: int, height: int) -> AnyPanel:
+    return panel.title(title).description(text).unit(unit).datasource(SOURCE).span(width).height(height)
+
+
+def _asking(panel: AnyPanel, queries: Sequence[Query], *, as_table: bool = False) -> AnyPanel:
+    for letter, (expr, legend) in zip("ABCDEFGH", queries, strict=False):
+        query = prometheus.Dataquery().expr(expr).ref_id(letter).legend_format(legend)
+        if as_table:
+            query.instant().format(PromQueryFormat.TABLE)
+        panel.with_target(query)
     return panel
-
-
-def _legend() -> common.VizLegendOptions:
-    options = common.VizLegendOptions().display_mode(shapes.LegendDisplayMode.LIST)
-    return options.placement(shapes.LegendPlacement.BOTTOM).show_legend(True)
-
-
-def _letter(place: int) -> str:
-    return "ABCDEFGHIJ"[place]
