@@ -16,6 +16,7 @@ from trainer.cli_benchmark import benchmark_app
 from trainer.cli_data import data_app, prepare
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
 from trainer.cli_scale import index, memory
+from trainer.cli_watch import watch
 
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(prepare)
+app.command()(watch)
 app.add_typer(data_app, name="data")
 benchmark_app.command()(index)
 benchmark_app.command()(memory)
