@@ -14,9 +14,11 @@ from rich.table import Table
 
 from trainer.cli_benchmark import benchmark_app
 from trainer.cli_data import data_app, prepare
+from trainer.cli_exporter import exporter
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
 from trainer.cli_scale import index, memory
-from trainer.cli_watch import watch
+from trainer.cli_status import status
+from trainer.cli_watch import exporter, watch
 
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
 
@@ -28,10 +30,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(prepare)
+app.command()(status)
 app.command()(watch)
 app.add_typer(data_app, name="data")
+benchmark_app.command()(exporter)
 benchmark_app.command()(index)
 benchmark_app.command()(memory)
+benchmark_app.command()(exporter)
 app.add_typer(benchmark_app, name="benchmark")
 
 

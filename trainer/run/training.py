@@ -111,7 +111,12 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         training = Training(config, ranks, folder, images, loader, state, telemetry, requests, saver, watchdog)
         if found is not None:
             training.resumed(found)
-        return training.run(options.max_steps)
+        try:
+            return training.run(options.max_steps)
+        except Exception as error:
+            status = "diverged" if isinstance(error, FloatingPointError) else "failed"
+            telemetry.close(status=status, iteration=state.progress.iteration)
+            raise
 
 
 class Training:

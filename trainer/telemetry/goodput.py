@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-CAUSES = ("startup", "data_wait", "evaluation", "checkpoint", "lost", "down")
+CAUSES = ("start", "compile", "data_wait", "evaluation", "checkpoint", "lost_work", "recovery")
 
 
 class Goodput:
     """Follows the rows of a run's log, live or read back: both give the same account, over all restarts.
 
-    startup     from the process's start to its first iteration, and what the first window took longer than the
-                second one's pace (compilation, warm-up)
+    start       from a process's start to its first iteration
+    compile     what the first window took longer than the second one's pace: compilation, caches that fill
     data_wait   waiting for the loader
     evaluation, checkpoint  as their rows say
-    lost        training time of iterations that a restart had to do again
-    down        between the last row of a process and the start of the next
+    lost_work   training time of iterations that a restart had to do again
+    recovery    between the last row of a process and the start of the next
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -48,23 +48,23 @@ class Goodput:
             self._train(row)
         elif event in ("eval", "checkpoint"):
             self.badput["evaluation" if event == "eval" else "checkpoint"] += row.get("seconds") or 0.0
-            if self._starting_since is not None:  # an evaluation before the first iteration is not startup
+            if self._starting_since is not None:  # an evaluation before the first iteration is not part of the start
                 self._starting_since += row.get("seconds") or 0.0
         self._last_time = row["time"]
 
     def _start(self, row: Mapping[str, Any]) -> None:
         began = row.get("process_began", row["time"])
         if self._last_time is not None:
-            self.badput["down"] += max(0.0, began - self._last_time)
+            self.badput["recovery"] += max(0.0, began - self._last_time)
         redone = sum(seconds for iteration, seconds in self._windows if iteration > row["iteration"])
-        self.badput["lost"] += redone
+        self.badput["lost_work"] += redone
         self._windows = [window for window in self._windows if window[0] <= row["iteration"]]
         self._starting_since, self._first = began, None
 
     def _train(self, row: Mapping[str, Any]) -> None:
         seconds, wait = row["seconds"], min(row["data_wait_seconds"], row["seconds"])
         if self._starting_since is not None:
-            self.badput["startup"] += max(0.0, row["time"] - seconds - self._starting_since)
+            self.badput["start"] += max(0.0, row["time"] - seconds - self._starting_since)
             self._starting_since = None
             self._first = (seconds - wait, row["num_iterations"])
         elif self._first is not None and row["num_iterations"]:
@@ -73,7 +73,7 @@ class Goodput:
             iteration, productive = self._windows[-1]
             excess = min(excess, productive)
             self._windows[-1] = (iteration, productive - excess)
-            self.badput["startup"] += excess
+            self.badput["compile"] += excess
             self._first = None
         self.badput["data_wait"] += wait
         self._windows.append((row["iteration"], seconds - wait))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import statistics
 import time
 from collections import deque
@@ -131,7 +133,8 @@ class Telemetry:
         left_out  images that are no part of the data since they cannot be read: their number by reason
         """
         began = time.time() if again else psutil.Process().create_time()
-        row = self._write("start", iteration=iteration, process_began=began, left_out=dict(left_out or {}), **fields)
+        here = {"host": socket.gethostname(), "pid": os.getpid(), "process_began": began}
+        row = self._write("start", iteration=iteration, again=again, **here, left_out=dict(left_out or {}), **fields)
         for reason, count in (left_out or {}).items():
             self.metrics.add("bad_samples_total", count, reason=reason)
         self.metrics.set("iteration", iteration)
@@ -251,7 +254,8 @@ class Telemetry:
     def close(self, **fields: Any) -> None:
         """Write the end row with `fields` (status, iteration), free the terminal, the file and the port.
 
-        A run that ends without a `status` did not mean to: it stays among the targets, as one that does not answer.
+        A run that failed or diverged, or ends without a `status`, did not mean to: it stays among the targets, as one
+        that does not answer.
         """
         if self._log is not None:
             self._write("end", goodput_ratio=self._goodput.ratio, badput_seconds=dict(self._goodput.badput), **fields)
@@ -260,7 +264,7 @@ class Telemetry:
         if self._console:
             self._console.close()
             self._console = None
-        if self._targets and "status" in fields:
+        if self._targets and fields.get("status") in ("completed", "stopped", "preempted"):
             self._targets.remove()
         for part in (self._exporter, self._pusher):
             if part:

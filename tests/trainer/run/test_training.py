@@ -98,6 +98,10 @@ def test_config_json_repeats_the_run(earlybird: Any, image_folder: Path, tmp_pat
     )
 
 
+def _without(labels: dict[str, str], names: dict[str, str]) -> list[str]:
+    return [value for name, value in labels.items() if name not in names]
+
+
 def test_a_scrape_while_it_trains(
     earlybird: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
@@ -105,11 +109,13 @@ def test_a_scrape_while_it_trains(
     seen: list[dict[tuple[str, ...], float]] = []
     write = Telemetry.train
 
-    def scraped(telemetry: Telemetry, row: Any) -> None:
-        write(telemetry, row)
+    def scraped(telemetry: Telemetry, *arguments: Any) -> None:
+        write(telemetry, *arguments)
         with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=10) as answer:
-            families = text_string_to_metric_families(answer.read().decode())
-            seen.append({(s.name, *s.labels.values()): s.value for f in families for s in f.samples})
+            families = list(text_string_to_metric_families(answer.read().decode()))
+            own = {"run": "run", "rank": "0"}
+            assert all(s.labels.items() >= own.items() for f in families for s in f.samples)
+            seen.append({(s.name, *_without(s.labels, own)): s.value for f in families for s in f.samples})
 
     monkeypatch.setattr(Telemetry, "train", scraped)
     settings = [f"telemetry.port={free_port}", "run.evaluate_every=1"]

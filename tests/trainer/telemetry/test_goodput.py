@@ -20,7 +20,7 @@ def _start(time: float, iteration: int, began: float) -> dict[str, Any]:
 
 STORY = [
     _start(105, 0, began=100),
-    _train(130, 10, 20.0),  # began at 110: startup 10; 14 more than the next one's pace: compilation
+    _train(130, 10, 20.0),  # began at 110: start 10; 14 more than the next one's pace: compilation
     _train(138, 20, 8.0, wait=2.0),
     {"event": "eval", "time": 143, "iteration": 20, "seconds": 5.0},
     {"event": "checkpoint", "time": 144, "iteration": 20, "seconds": 1.0},
@@ -35,12 +35,13 @@ STORY = [
 def test_every_second_has_one_cause() -> None:
     account = Goodput(STORY)
     assert account.badput == {
-        "startup": (10 + 14) + (4 + 4),
+        "start": 10 + 4,
+        "compile": 14 + 4,
         "data_wait": 2,
         "evaluation": 5,
         "checkpoint": 1,
-        "lost": 6,
-        "down": 50,
+        "lost_work": 6,
+        "recovery": 50,
     }
     assert account.productive_seconds == 6 + 6 + 6 + 6
     assert account.productive_seconds + sum(account.badput.values()) == 220 - 100
@@ -52,10 +53,10 @@ def test_nothing_said_is_no_ratio() -> None:
     assert Goodput([{"event": "bad_image", "time": 1.0}]).ratio is None
 
 
-def test_an_evaluation_before_the_first_iteration_is_not_startup() -> None:
+def test_an_evaluation_before_the_first_iteration_is_not_part_of_the_start() -> None:
     evaluation = {"event": "eval", "time": 19, "iteration": 0, "seconds": 6.0}
     account = Goodput([_start(5, 0, began=0), evaluation, _train(40, 10, 20.0)])
-    assert (account.badput["startup"], account.badput["evaluation"], account.productive_seconds) == (14, 6, 20)
+    assert (account.badput["start"], account.badput["evaluation"], account.productive_seconds) == (14, 6, 20)
 
 
 @settings(max_examples=50, deadline=None)

@@ -278,7 +278,7 @@ def test_a_resumed_run_leaves_out_what_is_done_again(tmp_path: Path) -> None:
     assert [row["loss"][0] for row in rows if row["event"] == "train"] == [2.5, 2.5, 1.0]
     assert len([row for row in read_rows(tmp_path / "log.jsonl") if row["event"] == "train"]) == 4
     end = next(row for row in rows if row["event"] == "end")
-    assert end["badput_seconds"]["lost"] == pytest.approx(3.5), "iterations 21 to 30 were trained twice"
+    assert end["badput_seconds"]["lost_work"] == pytest.approx(3.5), "iterations 21 to 30 were trained twice"
 
 
 def test_the_openmetrics_form_parses_too(tmp_path: Path) -> None:
