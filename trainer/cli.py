@@ -14,11 +14,10 @@ from rich.table import Table
 
 from trainer.cli_benchmark import benchmark_app
 from trainer.cli_data import data_app, prepare
-from trainer.cli_exporter import exporter
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
 from trainer.cli_scale import index, memory
 from trainer.cli_status import status
-from trainer.cli_watch import exporter, watch
+from trainer.cli_watch import watch
 
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
 
@@ -33,7 +32,6 @@ app.command()(prepare)
 app.command()(status)
 app.command()(watch)
 app.add_typer(data_app, name="data")
-benchmark_app.command()(exporter)
 benchmark_app.command()(index)
 benchmark_app.command()(memory)
 benchmark_app.command()(exporter)
