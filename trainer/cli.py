@@ -14,6 +14,7 @@ from rich.table import Table
 
 from trainer.cli_benchmark import benchmark_app
 from trainer.cli_data import data_app, prepare
+from trainer.cli_exporter import exporter
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
 from trainer.cli_scale import index, memory
 from trainer.cli_status import status
