@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer.learning.collectives import collective_spans
 from trainer.telemetry.window import Window
 
 
@@ -103,3 +104,40 @@ def test_waiting_is_counted_and_pauses_are_not() -> None:
     assert second.data_wait_seconds >= 0.04
     assert second.seconds <= time.perf_counter() - total - 2 * 0.05
     assert paused >= 0.05
+
+
+def test_every_iteration_is_timed_with_its_wait_and_without_pauses() -> None:
+    window, slept = Window(1, torch.device("cpu")), (0.01, 0.06, 0.01)
+
+    def batches() -> Iterator[float]:
+        for seconds in slept:
+            time.sleep(0.02)
+            yield seconds
+
+    readings = []
+    for seconds in window.fetched(batches()):
+        time.sleep(seconds)
+        window.trained(step(torch.ones(3, 1), torch.ones(3, 1)), 3)
+        with collective_spans.span(window.device):
+            time.sleep(0.01)
+        if seconds != slept[1]:
+            readings.append(window.read().own)
+        with window.paused():
+            time.sleep(0.1)
+            with collective_spans.span(window.device):  # of an evaluation
+                time.sleep(0.1)
+    took = [reading.step_seconds for reading in readings]
+    # Of the iterations before and in the second reading; the last batch's end is no iteration.
+    assert [len(times) for times in took] == [1, 2]
+    for seconds, spent in zip(slept, took[0] + took[1], strict=True):
+        assert seconds + 0.03 <= spent
+    assert took[1][0] - took[1][1] == pytest.approx(0.05, abs=0.04)
+    assert [reading.images for reading in readings] == [3, 6]
+    assert readings[0].collective_seconds >= 0.01
+    assert readings[1].collective_seconds < 0.1, "none of an evaluation's"
+    assert "own" not in window_row(window)
+
+
+def window_row(window: Window) -> dict[str, object]:
+    window.trained(step(torch.ones(1, 1), torch.ones(1, 1)), 1)
+    return window.read().row()
