@@ -14,6 +14,14 @@ def test_names_follow_the_conventions() -> None:
         assert not metric.help.endswith(".")
 
 
+def test_labels_take_few_values() -> None:
+    """Of a run (its exits), or from a fixed list; what is told once a process stands in build_info alone."""
+    few = {"exit", "previous", "split", "cause", "reason", "quantile"}
+    for name, metric in METRICS.items():
+        if name != "build_info":
+            assert set(metric.labels) <= few, metric.name
+
+
 def test_a_label_that_grows_is_cut_off() -> None:
     metrics = Metrics()
     for number in range(MOST_LABEL_SETS + 50):
