@@ -26,17 +26,25 @@ def _runs() -> list[Panel]:
         rows(
             "All runs",
             [
-                (f'max by (run, recipe, device, version, torch) (earlybird_build_info{{{RUN},rank="0"}})', "answers"),
-                (f"max by (run) (earlybird_ranks{{{RUN}}})", "ranks"),
-                (f"max by (run) (earlybird_epoch{{{RUN}}})", "epoch"),
-                (f"max by (run) (earlybird_images_per_second{{{RUN}}})", "images/s"),
-                (f"max by (run) (earlybird_eta_seconds{{{RUN}}})", "seconds left"),
-                (f'max by (run) (earlybird_exit_accuracy_ratio{{{RUN},split="val"}})', "best exit, validation"),
-                (f"max by (run) (earlybird_goodput_ratio{{{RUN}}})", "goodput"),
+                (
+                    f'max by (run, recipe, device, version, torch) (earlybird_build_info{{{RUN},rank="0"}})',
+                    "answers",
+                    "none",
+                ),
+                (f"max by (run) (earlybird_ranks{{{RUN}}})", "ranks", "none"),
+                (f"max by (run) (earlybird_epoch{{{RUN}}})", "epoch", "none"),
+                (f"max by (run) (earlybird_images_per_second{{{RUN}}})", "images/s", "short"),
+                (f"max by (run) (earlybird_eta_seconds{{{RUN}}})", "time left", "s"),
+                (
+                    f'max by (run) (earlybird_exit_accuracy_ratio{{{RUN},split="val"}})',
+                    "best exit, validation",
+                    "percentunit",
+                ),
+                (f"max by (run) (earlybird_goodput_ratio{{{RUN}}})", "goodput", "percentunit"),
             ],
             "What runs now.",
             by="run",
-            names={"recipe": "recipe", "device": "device", "version": "version", "torch": "torch"},
+            labels=("recipe", "device", "version", "torch"),
         ),
         lines(
             "Images per second",

@@ -36,16 +36,15 @@ def _anytime() -> list[Panel]:
         rows(
             "Exits now",
             [
-                (f"max by (exit) (earlybird_exit_mul_adds{{{EXIT}}})", "multiply-adds"),
-                (f"max by (exit) (earlybird_exit_accuracy_ratio{{{VAL}}})", "accuracy, validation"),
-                (f"max by (exit) (earlybird_exit_accuracy_ratio{{{TRAIN}}})", "accuracy, training"),
-                (f"max by (exit) (earlybird_exit_loss{{{VAL}}})", "loss, validation"),
-                (f"max by (exit) (earlybird_exit_loss{{{TRAIN}}})", "loss, training"),
-                (f"max by (exit) ({GAIN})", "gain on the exit before"),
+                (f"max by (exit) (earlybird_exit_mul_adds{{{EXIT}}})", "multiply-adds", "short"),
+                (f"max by (exit) (earlybird_exit_accuracy_ratio{{{VAL}}})", "accuracy, validation", "percentunit"),
+                (f"max by (exit) (earlybird_exit_accuracy_ratio{{{TRAIN}}})", "accuracy, training", "percentunit"),
+                (f"max by (exit) (earlybird_exit_loss{{{VAL}}})", "loss, validation", "none"),
+                (f"max by (exit) (earlybird_exit_loss{{{TRAIN}}})", "loss, training", "none"),
+                (f"max by (exit) ({GAIN})", "gain on the exit before", "percentunit"),
             ],
             "The newest figures.",
             by="exit",
-            names={},
             width=12,
         ),
         lines(

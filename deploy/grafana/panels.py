@@ -22,6 +22,7 @@ from grafana_foundation_sdk.models.common import (
     BigValueGraphMode,
     LegendDisplayMode,
     LegendPlacement,
+    ScaleDistribution,
     StackingMode,
     VisibilityMode,
     VizOrientation,
@@ -58,7 +59,14 @@ def number(title: str, unit: str, expr: str, text: str, *, below: float | None =
 
 
 def lines(
-    title: str, unit: str, queries: Sequence[Query], text: str, *, stacked: bool = False, width: int = 12
+    title: str,
+    unit: str,
+    queries: Sequence[Query],
+    text: str,
+    *,
+    stacked: bool = False,
+    log: bool = False,
+    width: int = 12,
 ) -> Panel:
     """Values over time; gaps of a few scrapes are bridged, as most values move at log steps alone."""
     panel = _titled(timeseries.Panel(), title, text, unit, width, 8).span_nulls(120_000.0).line_width(1.5)
@@ -69,6 +77,8 @@ def lines(
         .show_legend(True)
         .calcs(["lastNotNull"])
     )
+    if log:
+        panel.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10.0))
     if stacked:
         panel.fill_opacity(40.0).stacking(common.StackingConfig().mode(StackingMode.NORMAL))
     return _asking(panel, queries)
@@ -90,27 +100,36 @@ def heat(title: str, unit: str, query: Query, text: str, *, width: int = 24) -> 
     return _asking(panel, [query])
 
 
-def rows(title: str, queries: Sequence[Query], text: str, *, by: str, names: dict[str, str], width: int = 24) -> Panel:
-    """A table: one row for each value of the label `by`, one column for each query, named by its legend.
+def rows(
+    title: str,
+    columns: Sequence[tuple[str, str, str]],
+    text: str,
+    *,
+    by: str,
+    labels: Sequence[str] = (),
+    width: int = 24,
+) -> Panel:
+    """A table: one row for each value of the label `by`, one column for each (PromQL, heading, unit).
 
-    names  of further labels that are shown, and of columns
+    labels  that are shown beside it
     """
     panel = _titled(table.Panel(), title, text, "short", width, 8)
-    letters = [chr(ord("A") + i) for i in range(len(queries))]
-    renamed = {f"Value #{letter}": legend for letter, (_, legend) in zip(letters, queries, strict=True)} | names
+    headings = {f"Value #{letter}": heading for letter, (_, heading, _) in zip("ABCDEFGH", columns, strict=False)}
     panel.transformations(
         [
             DataTransformerConfig("joinByField", options={"byField": by, "mode": "outer"}),
-            DataTransformerConfig("filterFieldsByName", options={"include": {"names": [by, *renamed]}}),
-            DataTransformerConfig("organize", options={"renameByName": renamed}),
+            DataTransformerConfig("filterFieldsByName", options={"include": {"names": [by, *labels, *headings]}}),
+            DataTransformerConfig("organize", options={"renameByName": headings}),
         ]
     )
-    return _asking(panel, queries, as_table=True)
+    for _, heading, unit in columns:
+        panel.override_by_name(heading, [DynamicConfigValue(id_val="unit", value=unit)])
+    return _asking(panel, [(expr, heading) for expr, heading, _ in columns], as_table=True)
 
 
 def curve(title: str, x: Query, y: Query, text: str, *, by: str, units: tuple[str, str], width: int = 12) -> Panel:
     """Points of one query against those of another with the same value of the label `by`, joined by a line."""
-    panel = _titled(xychart.Panel(), title, text, units[1], width, 10)
+    panel = _titled(xychart.Panel(), title, text, units[1], width, 8)
     panel.transformations(
         [
             DataTransformerConfig("joinByField", options={"byField": by, "mode": "outer"}),

@@ -158,6 +158,7 @@ def _learning() -> list[Panel]:
                 (f"earlybird_weight_net_learning_rate{{{RUN}}}", "weight net"),
             ],
             "Both fall to zero along one cosine.",
+            log=True,
         ),
     ]
 
