@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test check bench soak
 
 setup: $(STAMP)
 
@@ -32,3 +32,9 @@ bench: $(STAMP)
 	$(PY) -m trainer benchmark index
 	$(PY) -m trainer benchmark loader demo
 	$(PY) -m trainer benchmark step demo --batch 32 --no-compile
+
+soak: $(STAMP)
+	$(PY) tests/soak.py nodes
+	$(PY) tests/soak.py scrapes
+	$(PY) tests/soak.py saves
+	$(PY) tests/soak.py kills --number 100

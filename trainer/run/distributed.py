@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+_RECORDED = "2000"  # collective calls that torch's flight recorder remembers
+
+
+class LostRankError(RuntimeError):
+    """A collective call failed, mostly since another rank is gone; the message says where the record of calls lies."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,13 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def process_group(device: str, timeout_seconds: float = 600.0) -> Iterator[Ranks]:
-    """This process among torchrun's (from the environment), or alone; the group is closed at the end."""
+def process_group(device: str, timeout_seconds: float = 600.0, record_in: Path | None = None) -> Iterator[Ranks]:
+    """This process among torchrun's (from the environment), or alone; the group is closed at the end.
+
+    record_in  folder where torch's flight recorder leaves rank-R.json when a collective call fails: the last calls of
+               this rank, which were done and which were not; NCCL's own watchdog writes its dump beside it
+    Raises LostRankError for a failed collective call.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = choose_device(device, local_rank)
@@ -79,6 +90,7 @@ def process_group(device: str, timeout_seconds: float = 600.0) -> Iterator[Ranks
     if world_size == 1:
         yield ranks
         return
+    _record(record_in)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
         timeout=timedelta(seconds=timeout_seconds),
@@ -87,8 +99,42 @@ def process_group(device: str, timeout_seconds: float = 600.0) -> Iterator[Ranks
     )
     try:
         yield ranks
-    finally:
+    except RuntimeError as error:
+        if not _of_a_collective(error):
+            raise
+        # The group is left as it is: to close one that lacks a rank may wait for ever.
+        said, kept = str(error).splitlines()[0][:200], _kept(record_in, ranks)
+        raise LostRankError(
+            f"rank {ranks.rank} of {world_size} lost another rank ({said}){kept}; started again, the run goes on from "
+            f"its newest checkpoint (torchrun --max-restarts does so)"
+        ) from error
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _record(folder: Path | None) -> None:
+    """Switch torch's flight recorder on; what the environment says already goes first."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)
+    if folder is not None:
+        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / "nccl-rank-"))
+
+
+def _of_a_collective(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "ncclSystemError"))
+
+
+def _kept(folder: Path | None, ranks: Ranks) -> str:
+    if folder is None:
+        return ""
+    path = folder / f"rank-{ranks.rank}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(torch._C._distributed_c10d._dump_fr_trace_json())  # type: ignore[attr-defined]
+    except (OSError, RuntimeError) as error:
+        return f"; its last calls could not be kept ({error})"
+    return f"; its last calls are in {path}"
 
 
 def _meeting_place(ranks: Ranks, timeout_seconds: float) -> dict[str, Any]:

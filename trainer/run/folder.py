@@ -27,6 +27,7 @@ FREE = (
     "run.evaluate_every",
     "run.evaluation_batch",
     "run.grace",
+    "run.record_ids",
     "health.",
 )
 

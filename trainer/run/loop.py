@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dataloading.batch import Batch
 from dataloading.loader import TrainLoader
 from trainer.learning.collectives import average_batch_norm_statistics
 from trainer.learning.forward import HalfForward
@@ -20,12 +21,12 @@ class Hooks:
     """What happens between iterations, on every rank; `iteration` counts those that are done.
 
     log       receives the reading of a log step
-    replaced  receives the images of a batch that could not be read: (row, reason) of each
+    trained   receives the batch of every iteration that is done
     between   (epoch that just ended or None, stop, save): evaluate and save where that is due; True to end here
     """
 
     log: Callable[[TrainState, Reading], None]
-    replaced: Callable[[tuple[tuple[int, str], ...]], None]
+    trained: Callable[[Batch], None]
     between: Callable[[int | None, bool, bool], bool]
 
 
@@ -45,7 +46,7 @@ def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Reques
             window.trained(train_step(state, forward), len(train_half))  # moves the backbone only
         average_batch_norm_statistics(state.network.buffers)
         state.advance()
-        hooks.replaced(batch.replaced)
+        hooks.trained(batch)
 
         stop, save = requests.poll()
         epoch = loader.ended_epoch(progress.iteration)  # None inside an epoch

@@ -15,6 +15,7 @@ class RunConfig:
     evaluate_every    epochs between evaluations; the end of the run is always evaluated
     evaluation_batch  images per rank in one evaluation step
     log_every         iterations between log steps (each waits for the device once)
+    record_ids        write every iteration's image ids to ids/rank-R.jsonl in the run folder (10 MB an epoch)
     grace             what the cluster leaves a run that it asks to stop, before it kills; told of where too short
     """
 
@@ -22,6 +23,7 @@ class RunConfig:
     evaluate_every: int = 1
     evaluation_batch: int = 256
     log_every: int = 10
+    record_ids: bool = False
     grace: str = "60s"
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataloading.batch import Batch
 from dataloading.datasets.contents import reasons
 from dataloading.datasets.open import ImageSet, open_dataset
 from dataloading.loader import TrainLoader, train_loader
@@ -25,6 +26,7 @@ from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder, private_files
 from trainer.run.health import RollbackError, Signs, diverged
 from trainer.run.interval import Due, Interval
+from trainer.run.ledger import Ledger
 from trainer.run.loop import Hooks, train
 from trainer.run.resume import resume
 from trainer.run.saver import Saver
@@ -64,7 +66,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         stack.enter_context(private_files())
-        ranks = stack.enter_context(process_group(options.device))
+        ranks = stack.enter_context(process_group(options.device, record_in=options.run / "flight-recorder"))
         resolve_precision(config.precision, ranks.device)  # refuses before any image is read
         folder = RunFolder(options.run)
         folder.check(config, options.allow)
@@ -111,6 +113,8 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         training = Training(config, ranks, folder, images, loader, state, telemetry, requests, saver, watchdog)
         if found is not None:
             training.resumed(found)
+        if training.ledger is not None:
+            stack.enter_context(closing(training.ledger))
         try:
             return training.run(options.max_steps)
         except Exception as error:
@@ -140,6 +144,10 @@ class Training:
         self.saver, self.watchdog = saver, watchdog
         self.due = Due(config.checkpoint.interval)
         self.signs = Signs(config.sample_weights.epsilon if config.sample_weights.enabled else None)
+        self.ledger: Ledger | None = None
+        if config.run.record_ids:
+            began = ranks.gather([time.time()])[0]
+            self.ledger = Ledger(folder.path, ranks.rank, began)
         self.last = state.progress.total
         self.evaluated_at = -1
         self.scores: list[AnytimeRow] = []
@@ -160,6 +168,7 @@ class Training:
             last=self.last,
             total=progress.total,
             data=self.images.name,
+            world_size=self.ranks.world_size,
         )
         self.tell_found()
         if left_out:
@@ -192,7 +201,7 @@ class Training:
     def train(self) -> bool:
         """Iterations up to the last one, again from the newest checkpoint where one has to go back; False where a
         signal ended them early."""
-        hooks = Hooks(self.log, self.replaced, self.between)
+        hooks = Hooks(self.log, self.trained, self.between)
         while self.state.progress.iteration < self.last:
             try:
                 return train(self.state, self.loader, hooks, self.requests, self.last)
@@ -303,11 +312,13 @@ class Training:
     def diverged(self, what: str) -> FloatingPointError:
         return diverged(what, self.state.progress.iteration, self.saver.saved_at, self.config)
 
-    def replaced(self, images: tuple[tuple[int, str], ...]) -> None:
-        """Images of the last batch that could not be read: others took their places. Told at the next log step."""
+    def trained(self, batch: Batch) -> None:
+        """An iteration is done. What could not be read in it is told of at the next log step."""
         self.watchdog.beat()
-        self.telemetry.beat()
-        self.unreadable += [(self.state.progress.iteration, row, reason) for row, reason in images]
+        iteration = self.state.progress.iteration
+        self.unreadable += [(iteration, row, reason) for row, reason in batch.replaced]
+        if self.ledger is not None:
+            self.ledger.write(iteration - 1, batch.ids)
 
     def between(self, ended_epoch: int | None, stop: bool, save: bool) -> bool:
         """After every iteration, on every rank: save and evaluate where that is due. True where training must end."""

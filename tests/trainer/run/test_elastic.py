@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -76,6 +77,10 @@ def test_a_lost_rank(start: Start, whole: dict[str, Path], tmp_path: Path) -> No
     run = tmp_path / "run"
     done = start(run, "kill 1 7", torchrun=("--max-restarts=1",))
     assert done.returncode == 0, done.stderr
+    assert "rank 0 of 2 lost another rank" in done.stderr
+    assert "Traceback" not in done.stderr.split("lost another rank")[0].rsplit("earlybird:", 1)[-1]
+    calls = json.loads((run / "flight-recorder" / "rank-0.json").read_text())["entries"]
+    assert any("gloo:" in call["profiling_name"] for call in calls)
     starts = events(run, "start")
     assert len(starts) == 2
     assert starts[0]["iteration"] == 0

@@ -1,0 +1,269 @@
+"""Long trials of what a run survives; `make soak` runs all of them, each prints one JSON object.
+
+python tests/soak.py kills [--number 100]    SIGKILL at random instants of one run: the weights end with the same bits
+python tests/soak.py nodes                   two nodes, one killed and brought back: no image lost, none twice
+python tests/soak.py saves                   a save a minute of the ImageNet net: what training waits for it
+python tests/soak.py scrapes                 1,000 scrapes during 100 iterations
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from trainer.run.ledger import read_ledger, unequal  # noqa: E402
+from trainer.run.status import run_status  # noqa: E402
+from trainer.telemetry.jsonl import read_rows  # noqa: E402
+
+TINY = {
+    "data.image_size": 16,
+    "data.resize_size": 18,
+    "model.num_exits": 2,
+    "model.first_channels": 4,
+    "model.growth": 4,
+    "model.growth_factors": "1,1",
+    "model.bottleneck_factors": "1,1",
+    "model.classifier_channels": 8,
+    "weight_net.width": 8,
+    "meta.interval": 2,
+    "optim.update_batch": 8,
+    "run.log_every": 1,
+    "run.record_ids": True,
+}
+SYNTHETIC = {"data.source": "synthetic", "data.synthetic_images": 800, "data.synthetic_classes": 4}
+
+
+def train_command(run: Path, **settings: Any) -> list[str]:
+    values = TINY | SYNTHETIC | {name.replace("__", "."): value for name, value in settings.items()}
+    pairs = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    return ["train", "demo", "--run-folder", str(run), "--device", "cpu", *pairs]
+
+
+@contextmanager
+def started(command: list[str], log: Path) -> Any:
+    """A process that is killed at the end, with all that it started."""
+    with log.open("a") as out:
+        process = subprocess.Popen(
+            command,
+            # The second: torch 2.14's torchrun tells a node that comes back no address where it shares its own store.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+            cwd=ROOT,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL, as when a node loses its power: torchrun's workers are in groups of their own."""
+    with suppress(psutil.NoSuchProcess):
+        tree = psutil.Process(process.pid)
+        for one in (tree, *tree.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.wait()
+
+
+def wait_until(reached: Callable[[], Any], seconds: float, what: str) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := reached():
+            return value
+        time.sleep(0.1)
+    raise TimeoutError(f"{what} did not come in {seconds:.0f} s")
+
+
+def rows_of(run: Path, event: str) -> list[dict[str, Any]]:
+    return [row for row in read_rows(run / "log.jsonl") if row["event"] == event]
+
+
+def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
+    """One run is killed `number` times, wherever it is, and ends with the bits of the run that nothing happened to."""
+    chance = random.Random(seed)
+    settings = {"checkpoint__every": "2steps", "run__epochs": max(4, number // 2), "run__evaluate_every": 1}
+    settings |= {"data__synthetic_images": 200, "run__evaluation_batch": 4}
+    run, whole = folder / "run", folder / "whole"
+    python = [sys.executable, "-m", "trainer"]
+    subprocess.run([*python, *train_command(whole, **settings)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    last_rows: dict[str, int] = {}
+    for _ in range(number):
+        with started([*python, *train_command(run, **settings)], folder / "killed.log") as process:
+            before = len(read_rows(run / "log.jsonl"))
+            wait_until(
+                lambda n=before: len(read_rows(run / "log.jsonl")) > n or process.poll() is not None, 120, "a row"
+            )
+            time.sleep(chance.expovariate(1 / 0.4))
+            if process.poll() is not None:
+                break  # it has come to its end before
+            end(process)
+        last = read_rows(run / "log.jsonl")[-1]["event"]
+        last_rows[last] = last_rows.get(last, 0) + 1
+    done = subprocess.run([*python, *train_command(run, **settings)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    ours, theirs = run_status(run), run_status(whole)
+    return {
+        "kills": sum(last_rows.values()),
+        "killed_after": last_rows,
+        "restarts": ours["restarts"],
+        "exit_code": done.returncode,
+        "iterations": ours["step"],
+        "same_bits": ours["weights_sha256"] == theirs["weights_sha256"],
+        "ledger": unequal(read_ledger(run), 180, 16) or "whole",
+        "goodput_ratio": ours["goodput_ratio"],
+        "passed": ours["weights_sha256"] == theirs["weights_sha256"] and not unequal(read_ledger(run), 180, 16),
+    }
+
+
+def nodes(folder: Path) -> dict[str, Any]:
+    """Two torchrun agents meet; one is killed with its worker, the other goes on alone and takes it back."""
+    run = folder / "run"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    agent = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=9"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=soak", "--local-addr=127.0.0.1"),
+        *("--rdzv-conf=last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=5", "-m", "--", "trainer"),
+        *train_command(run, checkpoint__every="10steps", run__epochs=100_000, run__evaluate_every=100_000),
+    ]
+
+    def trained_at(world_size: int, since: float) -> dict[str, Any] | None:
+        """The fifth log row of a start with that many ranks after `since`."""
+        begun = [row for row in rows_of(run, "start") if row["world_size"] == world_size and row["time"] > since]
+        rows = [row for row in rows_of(run, "train") if begun and row["time"] > begun[-1]["time"]]
+        return rows[4] if len(rows) > 4 else None
+
+    with started(agent, folder / "first.log") as first:
+        time.sleep(1)
+        with started(agent, folder / "second.log") as second:
+            wait_until(lambda: trained_at(2, 0), 120, "training on two nodes")
+            end(second)
+            killed = time.time()
+        alone = wait_until(lambda: trained_at(1, killed), 120, "training on the node that is left")
+        with started(agent, folder / "back.log"):
+            back = time.time()
+            together = wait_until(lambda: trained_at(2, back), 120, "training on both nodes again")
+            first.terminate()
+            first.wait(timeout=60)
+    ledger = read_ledger(run)
+    wrong = unequal(ledger, 720, 16)
+    return {
+        "seconds_until_alone": round(alone["time"] - killed, 1),
+        "seconds_until_together": round(together["time"] - back, 1),
+        "iterations": len(ledger),
+        "starts": [(row["world_size"], row["iteration"]) for row in rows_of(run, "start")],
+        "state": run_status(run)["state"],
+        "ledger": wrong or "whole",
+        "passed": not wrong and alone["time"] - killed < 60,
+    }
+
+
+def saves(folder: Path) -> dict[str, Any]:
+    """The ImageNet net on random images with a save a minute, four minutes long."""
+    run = folder / "run"
+    settings = {"data.source": "synthetic", "data.synthetic_classes": 1000, "data.synthetic_images": 2000}
+    settings |= {"optim.update_batch": 8, "checkpoint.every": "1min", "run.log_every": 1, "run.epochs": 100_000}
+    pairs = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "trainer", "train", "imagenet-msdnet-step4", "--run-folder", str(run), *pairs]
+    with started(command, folder / "saved.log") as process:
+        wait_until(lambda: len(rows_of(run, "checkpoint")) >= 4, 600, "four checkpoints")
+        process.terminate()
+        process.wait(timeout=60)
+    saved = rows_of(run, "checkpoint")[:4]
+    begun = next(row for row in rows_of(run, "train"))["time"]
+    waited, passed = sum(row["seconds"] for row in saved), saved[-1]["time"] - begun
+    return {
+        "saves": len(saved),
+        "megabytes": round(sum(row.get("bytes", 0) for row in saved) / len(saved) / 1e6),
+        "seconds_waited_each": [round(row["seconds"], 3) for row in saved],
+        "seconds": round(passed, 1),
+        "waited_percent": round(100 * waited / passed, 3),
+        "passed": waited < 0.01 * passed,
+    }
+
+
+def scrapes(folder: Path) -> dict[str, Any]:
+    """1,000 scrapes while 100 iterations run: their time beside that of the 100 before and after."""
+    run = folder / "run"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = train_command(run, telemetry__port=port, run__epochs=100_000, model__first_channels=16, model__growth=16)
+    pace: dict[str, list[float]] = {"quiet": [], "scraped": []}
+    count = 0
+    with started([sys.executable, "-m", "trainer", *command], folder / "scraped.log"):
+        wait_until(lambda: len(rows_of(run, "train")) > 20, 120, "training")
+        for turn in range(10):
+            kind = ("quiet", "scraped")[turn % 2]
+            begun = rows_of(run, "train")[-1]["iteration"]
+            answered = 0
+            while (now := rows_of(run, "train")[-1]["iteration"]) < begun + 20:
+                if kind == "scraped" and answered < 10 * (now - begun + 1):
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                        answer.read()
+                    answered += 1
+                else:
+                    time.sleep(0.002)
+            while kind == "scraped" and answered < 200:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).close()
+                answered += 1
+            count += answered
+            rows = [row for row in rows_of(run, "train") if begun < row["iteration"] <= begun + 20]
+            pace[kind] += [row["seconds"] for row in rows]
+    quiet, scraped = statistics.median(pace["quiet"]), statistics.median(pace["scraped"])
+    noise = statistics.quantiles(pace["quiet"], n=4)
+    return {
+        "scrapes": count,
+        "seconds_an_iteration": quiet,
+        "seconds_an_iteration_scraped": scraped,
+        "quartiles": [noise[0], noise[2]],
+        "passed": count >= 1000 and scraped <= noise[2],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trial", choices=["kills", "nodes", "saves", "scrapes"])
+    parser.add_argument("--number", type=int, default=100, help="kills")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10_000)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        trials = {
+            "kills": lambda: kills(Path(folder), chosen.number, chosen.seed),
+            "nodes": lambda: nodes(Path(folder)),
+            "saves": lambda: saves(Path(folder)),
+            "scrapes": lambda: scrapes(Path(folder)),
+        }
+        try:
+            result = trials[chosen.trial]()
+        except Exception:
+            for log in Path(folder).glob("*.log"):
+                said = [line for line in log.read_text().splitlines() if not line.startswith("train  iteration")]
+                print("\n".join([f"--- {log.name}", *said[-80:]]), file=sys.stderr)
+            raise
+    print(json.dumps({"trial": chosen.trial, "seed": chosen.seed, **result}))
+    sys.exit(0 if result["passed"] else 1)
+
+
+if __name__ == "__main__":
+    main()

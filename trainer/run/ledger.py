@@ -1,0 +1,59 @@
+"""Which images every iteration trained on, rank by rank: what proves that none was lost and none came twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from trainer.telemetry.jsonl import JsonLog, read_rows
+
+
+class Ledger:
+    """Appends a row an iteration to `ids/rank-R.jsonl` of the run folder.
+
+    began  Unix time of this start, the same on all ranks: where a restart trains an iteration again, the newest counts
+    """
+
+    def __init__(self, run_folder: Path, rank: int, began: float) -> None:
+        self._log, self._began = JsonLog(run_folder / "ids" / f"rank-{rank}.jsonl"), began
+
+    def write(self, iteration: int, ids: np.ndarray) -> None:
+        """Images `ids` were this rank's in `iteration`, counted from 0."""
+        self._log.write("ids", iteration=iteration, began=self._began, ids=ids.tolist())
+
+    def close(self) -> None:
+        self._log.close()
+
+
+def read_ledger(run_folder: Path) -> dict[int, np.ndarray]:
+    """The images of every iteration over all ranks, as the run in the end had them. ValueError where it kept none."""
+    newest: dict[int, tuple[float, list[int]]] = {}
+    for path in sorted((run_folder / "ids").glob("rank-*.jsonl")):
+        for row in read_rows(path):
+            began, ids = newest.get(row["iteration"], (0.0, []))
+            if row["began"] > began:
+                newest[row["iteration"]] = row["began"], list(row["ids"])
+            elif row["began"] == began:
+                ids.extend(row["ids"])
+    if not newest:
+        raise ValueError(f"{run_folder} kept no image ids; train with --set run.record_ids=true")
+    return {iteration: np.array(newest[iteration][1]) for iteration in sorted(newest)}
+
+
+def unequal(ledger: dict[int, np.ndarray], num_images: int, batch: int) -> str:
+    """What is wrong with a ledger from iteration 0 on, "" where nothing is.
+
+    Every iteration has `batch` images; the stream of batches runs through one permutation of all images after another,
+    so no image may have come more than once more often than any other.
+    """
+    if list(ledger) != list(range(len(ledger))):
+        missing = sorted(set(range(max(ledger) + 1)) - set(ledger))
+        return f"iterations {missing[:5]} are missing"
+    for iteration, ids in ledger.items():
+        if len(ids) != batch:
+            return f"iteration {iteration} has {len(ids)} images, not {batch}"
+    counts = np.bincount(np.concatenate(list(ledger.values())), minlength=num_images)
+    if len(counts) > num_images or counts.max() - counts.min() > 1:
+        return f"images came {counts.min()} to {counts.max()} times (of {num_images}, {len(counts)} ids)"
+    return ""
