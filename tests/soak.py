@@ -105,7 +105,8 @@ def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
     settings |= {"data__synthetic_images": 200, "run__evaluation_batch": 4}
     run, whole = folder / "run", folder / "whole"
     python = [sys.executable, "-m", "trainer"]
-    subprocess.run([*python, *train_command(whole, **settings)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    with (folder / "whole.log").open("w") as log:
+        subprocess.run([*python, *train_command(whole, **settings)], cwd=ROOT, check=True, stdout=log, stderr=log)
     last_rows: dict[str, int] = {}
     for _ in range(number):
         with started([*python, *train_command(run, **settings)], folder / "killed.log") as process:
@@ -119,7 +120,8 @@ def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
             end(process)
         last = read_rows(run / "log.jsonl")[-1]["event"]
         last_rows[last] = last_rows.get(last, 0) + 1
-    done = subprocess.run([*python, *train_command(run, **settings)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    with (folder / "end.log").open("w") as log:
+        done = subprocess.run([*python, *train_command(run, **settings)], cwd=ROOT, check=True, stdout=log, stderr=log)
     ours, theirs = run_status(run), run_status(whole)
     return {
         "kills": sum(last_rows.values()),

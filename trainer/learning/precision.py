@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def resolve_precision(config: PrecisionConfig, device: torch.device) -> Precisio
         raise ValueError("precision.dtype is fp16 on a CPU, which has no fast fp16; use bf16 or float32")
     if dtype == torch.bfloat16 and device.type == "cpu" and not cpu_has_bf16():
         raise ValueError("precision.dtype is bf16, which this CPU does not have in hardware; use float32")
+    if dtype == torch.bfloat16 and device.type == "cpu" and not torch.cpu._is_amx_tile_supported():
+        logger.warning("precision.dtype is bf16 on a CPU without AMX: convolutions are slower there than in float32")
     channels_last = (
         device.type == "cuda" or dtype == torch.bfloat16
         if config.channels_last == "auto"
