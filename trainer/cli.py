@@ -157,12 +157,22 @@ def evaluate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
-    """Write a run's report page anew, from its log and its last evaluation."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are set side by side.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Of several runs; default comparison.html.")] = None,
+) -> None:
+    """Write a run's report page anew, from its log and its last evaluation; of several runs one page that compares
+    them, seeds of the same settings as mean and spread."""
+    from trainer.reporting.comparison import write_comparison
     from trainer.reporting.report import write_report
     from trainer.run.folder import RunFolder
 
-    print(f"Report: {write_report(run, RunFolder(run).read_evaluation())}")
+    if len(runs) > 1:
+        print(f"Report: {write_comparison(runs, out or Path('comparison.html'))}")
+    elif out is not None:
+        raise ValueError(f"--out {out} is for several runs; the report of one is {runs[0] / 'report.html'}")
+    else:
+        print(f"Report: {write_report(runs[0], RunFolder(runs[0]).read_evaluation())}")
 
 
 @app.command()

@@ -48,7 +48,7 @@ def accuracy_figure(
     costs = [cost / scale for cost in mul_adds]
 
     left = axes[0]
-    _dress(left, "Anytime: every exit on every image", f"Mul-Adds per image, {unit}", "top-1 accuracy, %")
+    dress(left, "Anytime: every exit on every image", f"Mul-Adds per image, {unit}", "top-1 accuracy, %")
     for series, colour, marker in zip(published, (PUBLISHED, PUBLISHED_BASELINE), "sD", strict=False):
         if len(series.top1) == len(costs):
             left.plot(costs, series.top1, marker=marker, ms=5, lw=1.2, ls="--", color=colour, label=series.name)
@@ -62,7 +62,7 @@ def accuracy_figure(
 
     if budgeted:
         right = axes[1]
-        _dress(right, "Budgeted batch: each image leaves when sure", f"expected Mul-Adds per image, {unit}", "")
+        dress(right, "Budgeted batch: each image leaves when sure", f"expected Mul-Adds per image, {unit}", "")
         right.plot(
             *_over_cost(budgeted, scale), marker=".", ms=7, lw=2.2, color=OURS, label=f"{len(budgeted)} exit ratios"
         )
@@ -78,7 +78,9 @@ def accuracy_figure(
 
 
 def training_figure(rows: Sequence[Row]) -> Figure | None:
-    """Loss, accuracy, sample weights, speed and learning rate over epochs, from the log's rows; None without any."""
+    """Loss, accuracy, sample weights, speed and learning rate over epochs, from the log's rows; None without any.
+
+    A dotted line in the speed is a restart."""
     train = thinned([row for row in rows if row["event"] == "train"])
     if not train:
         return None
@@ -90,8 +92,8 @@ def training_figure(rows: Sequence[Row]) -> Figure | None:
     at = _epoch_of(train)
     colours = exit_colours(len(train[0]["loss"]))
 
-    _dress(axes[0][0], "Loss (line: training, dots: validation)", "", "cross-entropy, nats")
-    _dress(axes[0][1], "Accuracy (line: training, dots: validation)", "", "top-1, %")
+    dress(axes[0][0], "Loss (line: training, dots: validation)", "", "cross-entropy, nats")
+    dress(axes[0][1], "Accuracy (line: training, dots: validation)", "", "top-1, %")
     for k, colour in enumerate(colours):
         axes[0][0].plot(epochs, [_number(row["loss"][k]) for row in train], color=colour, lw=1.3, label=f"exit {k + 1}")
         axes[0][1].plot(epochs, [100 * row["top1"][k] for row in train], color=colour, lw=1.3)
@@ -103,10 +105,13 @@ def training_figure(rows: Sequence[Row]) -> Figure | None:
     if weighted:
         _weights(axes[1], weighted, colours)
     speed, rate = axes[-1]
-    _dress(speed, "Speed, all ranks", "epoch", "images/s")
+    dress(speed, "Speed, all ranks", "epoch", "images/s")
     speed.plot(epochs, [row["images_per_second"] for row in train], color=OURS, lw=1.2)
     speed.set_ylim(bottom=0)
-    _dress(rate, "Learning rate of the backbone", "epoch", "")
+    for row in rows:
+        if row["event"] == "start" and row["iteration"]:
+            speed.axvline(at(row["iteration"]), color=PUBLISHED, lw=1.0, ls=":")
+    dress(rate, "Learning rate of the backbone", "epoch", "")
     rate.plot(epochs, [row["learning_rate"] for row in train], color=OURS, lw=1.6)
     rate.set_ylim(bottom=0)
     return figure
@@ -145,12 +150,12 @@ def thinned(rows: Sequence[Row]) -> list[Row]:
 
 def _weights(axes: Sequence[Axes], rows: Sequence[Row], colours: Sequence[Any]) -> None:
     epochs = [row["epoch"] for row in rows]
-    _dress(axes[0], "Sample weights: median, 5 to 95 % band", "", "weight")
+    dress(axes[0], "Sample weights: median, 5 to 95 % band", "", "weight")
     for k, colour in enumerate(colours):
         low, middle, high = zip(*(map(_number, row["weight_quantiles"][k]) for row in rows), strict=True)
         axes[0].plot(epochs, middle, color=colour, lw=1.3)
         axes[0].fill_between(epochs, low, high, color=colour, alpha=0.13, lw=0)
-    _dress(axes[1], "Mean weight: harder (line), easier half (dashes)", "", "weight")
+    dress(axes[1], "Mean weight: harder (line), easier half (dashes)", "", "weight")
     for k, colour in enumerate(colours):
         axes[1].plot(epochs, [_number(row["weight_hard"][k]) for row in rows], color=colour, lw=1.3)
         axes[1].plot(epochs, [_number(row["weight_easy"][k]) for row in rows], color=colour, lw=1.1, ls="--")
@@ -175,7 +180,8 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _dress(axes: Axes, title: str, x: str, y: str) -> None:
+def dress(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title, labels and the looks that all figures share."""
     axes.set_title(title, loc="left", size=11, color=INK)
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)

@@ -13,16 +13,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from trainer.config import Config, read_config
-from trainer.recipes.catalogue import recipe, recipe_names
 from trainer.reporting.plots import Series, accuracy_figure, mul_add_unit, svg, training_figure, write_png
+from trainer.reporting.provenance import changed_settings, command, environment, starts, where_time_went
 from trainer.reporting.published import BASELINE, WEIGHT_NET_ABLATION, published_accuracy
 from trainer.settings import setting_names
 from trainer.telemetry.jsonl import read_log, read_rows
 
 Row = Mapping[str, Any]
 
-# Settings that change no figure of a report.
-_FREE = ("telemetry.", "checkpoint.", "run.log_every", "run.evaluat", "data.path", "data.num_threads", "data.prefetch")
+TEMPLATES = Environment(
+    loader=PackageLoader("trainer", "reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
 
 
 def write_report(run: Path, evaluation: Row | None = None) -> Path:
@@ -37,19 +38,16 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
         raise ValueError(f"{run} is no run folder (it has no config.json); give one that train wrote")
     config = read_config(run / "config.json")
     rows = read_log(run / "log.jsonl")
-    evaluation = evaluation or _newest_evaluation(rows)
+    evaluation = evaluation or newest_evaluation(rows)
     figures = {"accuracy": "", "training": ""}
     if evaluation and evaluation.get("mul_adds"):
         figure = curves(config, evaluation)
         write_png(figure, run / "curves.png")
-        figures["accuracy"] = _embedded(figure)
+        figures["accuracy"] = embedded(figure)
     training = training_figure(rows)
     if training is not None:
-        figures["training"] = _embedded(training)
-    environment = Environment(
-        loader=PackageLoader("trainer", "reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html").render(
+        figures["training"] = embedded(training)
+    page = TEMPLATES.get_template("report.html").render(
         config=config,
         evaluation=evaluation,
         table=exit_table(config, evaluation) if evaluation else [],
@@ -59,6 +57,10 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
         figures=figures,
         facts=_facts(rows, read_rows(run / "log.jsonl"), evaluation),
         troubles=_troubles(rows),
+        time=where_time_went(read_rows(run / "log.jsonl")),
+        starts=starts(read_rows(run / "log.jsonl")),
+        command=command(config),
+        environment=environment(run, rows),
         settings=setting_names(config),
     )
     temporary = run / "report.tmp"
@@ -97,19 +99,6 @@ def exit_table(config: Config, evaluation: Row) -> list[dict[str, Any]]:
             }
         )
     return table
-
-
-def changed_settings(config: Config) -> list[tuple[str, Any, Any]]:
-    """(name, value here, value of the recipe) of every setting in which a run differs from its recipe."""
-    if config.recipe not in recipe_names():
-        return []
-    theirs = setting_names(recipe(config.recipe))
-    ours = setting_names(config)
-    return [
-        (name, value, theirs.get(name))
-        for name, value in ours.items()
-        if value != theirs.get(name) and not name.startswith(_FREE)
-    ]
 
 
 def _exits(evaluation: Row) -> int:
@@ -153,7 +142,8 @@ def _budgeted_rows(evaluation: Row) -> list[dict[str, Any]]:
     return [{**row, "cost": f"{row['mul_adds'] / scale:.3f} {unit}"} for row in evaluation["budgeted"][::3]]
 
 
-def _newest_evaluation(rows: Sequence[Row]) -> Row | None:
+def newest_evaluation(rows: Sequence[Row]) -> Row | None:
+    """Of the log, in the form of an evaluation without costs; None where there is none."""
     for row in reversed(rows):
         if row["event"] == "eval" and row["split"] == "val":
             return {
@@ -205,5 +195,6 @@ def _troubles(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _embedded(figure: Figure) -> str:
+def embedded(figure: Figure) -> str:
+    """The picture as the address of an image, so that the page needs no other file."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg(figure)).decode()
