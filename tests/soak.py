@@ -101,7 +101,7 @@ def rows_of(run: Path, event: str) -> list[dict[str, Any]]:
 def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
     """One run is killed `number` times, wherever it is, and ends with the bits of the run that nothing happened to."""
     chance = random.Random(seed)
-    settings = {"checkpoint__every": "2steps", "run__epochs": max(4, number // 2), "run__evaluate_every": 1}
+    settings = {"checkpoint__every": "2steps", "run__epochs": max(4, number), "run__evaluate_every": 1}
     settings |= {"data__synthetic_images": 200, "run__evaluation_batch": 4}
     run, whole = folder / "run", folder / "whole"
     python = [sys.executable, "-m", "trainer"]

@@ -51,8 +51,9 @@ class Network:
 
     @cached_property
     def replayable(self) -> bool:
-        """Whether a forward pass can be recorded and followed leaf by leaf (a compiled one has no leaves)."""
-        return self.compiled is None and not replayable(self.module)
+        """Whether a forward pass can be recorded and followed leaf by leaf: a compiled one has no leaves, one that is
+        computed again keeps none."""
+        return self.compiled is None and not self.module.recompute and not replayable(self.module)
 
     def logits(self, images: Tensor, parameters: dict[str, Tensor] | None = None, eager: bool = False) -> Logits:
         """K train-mode logits [n, C]; at other parameters than the net's own, its buffers are left alone.

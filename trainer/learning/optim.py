@@ -24,6 +24,8 @@ class OptimConfig:
     accumulation     micro-batches an update batch is run in, per rank
     micro_batch      instead: most images in a micro-batch of a rank, so that memory stays when the number of ranks
                      changes; 0: as accumulation says
+    recompute        activation checkpointing: blocks drop their activations after the forward pass and compute them
+                     again in the backward one; less memory, more time, the same numbers
     backend          torch, or NVIDIA apex's fused SGD where it is installed
     """
 
@@ -37,6 +39,7 @@ class OptimConfig:
     warmup_epochs: float = 0.0
     accumulation: int = 1
     micro_batch: int = 0
+    recompute: bool = False
     backend: Literal["torch", "apex"] = "torch"
 
     def __post_init__(self) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
+
+from trainer.models.recompute import recomputed
 
 
 class MultiExitNet(nn.Module):
@@ -23,6 +26,7 @@ class MultiExitNet(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.classifiers = nn.ModuleList(classifiers)
         self.batch_norm = batch_norm
+        self.recompute = False  # blocks compute their activations again in the backward pass, instead of keeping them
         assert len(self.blocks) == len(self.classifiers)
         self.train()
 
@@ -42,7 +46,8 @@ class MultiExitNet(nn.Module):
         features = self.stem(images)
         logits = []
         for block, classifier in zip(self.blocks, self.classifiers, strict=True):
-            features = block(features)
+            keeps = not self.recompute or not torch.is_grad_enabled()
+            features = block(features) if keeps else recomputed(block, features)
             logits.append(classifier(features[-1]))
         return logits
 

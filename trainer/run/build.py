@@ -36,6 +36,9 @@ def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ran
     """A fresh training state. ValueError where the device cannot run what the configuration asks for."""
     precision = resolve_precision(config.precision, ranks.device)
     module = build_net(config, num_classes, precision)
+    module.recompute = config.optim.recompute
+    if module.recompute and precision.compile:
+        raise ValueError("optim.recompute is on, but precision.compile decides by itself what it keeps; turn one off")
     weight_net = weight_net_optimizer = None
     if config.sample_weights.enabled:
         weight_net = WeightNet(config.weight_net, module.num_exits).to(precision.device, precision.parameter_dtype)

@@ -18,6 +18,7 @@ from trainer.settings import nearest, setting_names
 FREE = (
     "telemetry.",
     "checkpoint.",
+    "optim.recompute",
     "data.path",
     "data.loader",
     "data.decode",
