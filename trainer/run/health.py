@@ -21,6 +21,7 @@ Sign = tuple[str, dict[str, Any]]
 SPIKE, USUAL, LEAST_NATS = 2.0, 20, 0.5  # times the median of so many log steps, and at least so much above it
 COLLAPSE_POINTS, COLLAPSE_TIMES = 2.0, 3  # an exit so many points below an earlier one in so many evaluations
 SATURATED = 0.95  # share of epsilon that sample weights may be away from 1
+STRAGGLES, STRAGGLER_TIMES = 1.3, 5  # times the median of the ranks in so many log steps; alerts ask for as much
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ def diverged(what: str, iteration: int, saved_at: int, config: Config) -> Floati
     )
 
 
+def straggler_scores(own_seconds: Sequence[float]) -> list[float]:
+    """[R]: every rank's own work over the ranks' median: 1 is as the others, 2 takes twice as long.
+
+    own_seconds  [R] of an iteration, what it waits for the others not counted: ranks end an iteration together, so a
+                 slow one does not show by how long an iteration takes
+    """
+    usual = statistics.median(own_seconds)
+    return [seconds / usual if usual > 0 else 1.0 for seconds in own_seconds]
+
+
 class Signs:
     """Signs of trouble in readings and evaluations. Each is told when it appears, and again only after it was gone.
 
@@ -75,6 +86,7 @@ class Signs:
         self._epsilon = epsilon
         self._losses: dict[int, deque[float]] = {}
         self._below: dict[int, int] = {}
+        self._slow: dict[int, int] = {}
         self._told: set[tuple[str, int]] = set()
 
     def trained(self, reading: Reading) -> list[Sign]:
@@ -95,6 +107,15 @@ class Signs:
             found += self._new("sample weights saturated", k, saturated, exit=k, quantiles=told)
         return found
 
+    def compared(self, scores: Sequence[float]) -> list[Sign]:
+        """What a log step's straggler scores show: a rank that all others wait for."""
+        found: list[Sign] = []
+        for rank, score in enumerate(scores):
+            self._slow[rank] = self._slow.get(rank, 0) + 1 if score > STRAGGLES else 0
+            slow = self._slow[rank] >= STRAGGLER_TIMES
+            found += self._new("straggler", rank, slow, rank=rank, score=round(score, 2))
+        return found
+
     def evaluated(self, rows: Sequence[AnytimeRow]) -> list[Sign]:
         """What an evaluation shows: a later exit that stays worse than an earlier one."""
         found: list[Sign] = []
@@ -109,8 +130,9 @@ class Signs:
             )
         return found
 
-    def _new(self, name: str, exit_: int, present: bool, **fields: Any) -> list[Sign]:
-        key = (name, exit_)
+    def _new(self, name: str, number: int, present: bool, **fields: Any) -> list[Sign]:
+        """number  of the exit or rank"""
+        key = (name, number)
         if not present:
             self._told.discard(key)
             return []

@@ -24,7 +24,7 @@ from trainer.run.build import build_state, warmup_iterations
 from trainer.run.checkpoint import Checkpoint
 from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder, private_files
-from trainer.run.health import RollbackError, Signs, diverged
+from trainer.run.health import RollbackError, Signs, diverged, straggler_scores
 from trainer.run.interval import Due, Interval
 from trainer.run.ledger import Ledger
 from trainer.run.loop import Hooks, train
@@ -270,12 +270,15 @@ class Training:
             "weight_net_learning_rate": state.weight_net_lr,
             "checkpoint_interval_seconds": self.due.interval.lasts(seconds, epoch_iterations),
         }
-        for iteration, image, reason in self.ranks.gather(self.unreadable):
+        told = self.ranks.gather([(reading.own.work_seconds, self.unreadable)])  # one message a rank and log step
+        if self.ranks.world_size > 1:
+            row["straggler_scores"] = straggler_scores([work for work, _ in told])
+        for iteration, image, reason in (bad for _, unreadable in told for bad in unreadable):
             self.telemetry.bad_image(reason, iteration=iteration, row=image, name=self.images.train.name(image))
         self.unreadable = []
         self.telemetry.train(row, reading.own)
         self.saver.iteration_seconds = seconds
-        for name, fields in self.signs.trained(reading):
+        for name, fields in (*self.signs.trained(reading), *self.signs.compared(row.get("straggler_scores", []))):
             self.telemetry.event(name, iteration=progress.iteration, **fields)
         for phase, took in self.watchdog.stalls():
             self.telemetry.stalled(phase, took, iteration=progress.iteration)

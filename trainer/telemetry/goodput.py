@@ -59,7 +59,8 @@ class Goodput:
         redone = sum(seconds for iteration, seconds in self._windows if iteration > row["iteration"])
         self.badput["lost_work"] += redone
         self._windows = [window for window in self._windows if window[0] <= row["iteration"]]
-        self._starting_since, self._first = began, None
+        # A process may have begun before the last row: its clock is another node's, or it waited for its turn.
+        self._starting_since, self._first = max(began, self._last_time or began), None
 
     def _train(self, row: Mapping[str, Any]) -> None:
         seconds, wait = row["seconds"], min(row["data_wait_seconds"], row["seconds"])

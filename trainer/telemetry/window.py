@@ -31,6 +31,11 @@ class Own:
     step_seconds: list[float]
     collective_seconds: float
 
+    @property
+    def work_seconds(self) -> float:
+        """Of an iteration, what waits for other ranks not counted."""
+        return (sum(self.step_seconds) - self.collective_seconds) / max(1, len(self.step_seconds))
+
 
 @dataclass(frozen=True)
 class Reading:

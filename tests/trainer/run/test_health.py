@@ -26,10 +26,10 @@ from trainer.run.build import build_state
 from trainer.run.checkpoint import load_latest
 from trainer.run.checkpoint import snapshot as copied
 from trainer.run.distributed import Ranks
-from trainer.run.health import USUAL, HealthConfig, Signs
+from trainer.run.health import STRAGGLER_TIMES, USUAL, HealthConfig, Signs, straggler_scores
 from trainer.run.loop import Hooks, train
 from trainer.telemetry.jsonl import read_rows
-from trainer.telemetry.window import Reading
+from trainer.telemetry.window import Own, Reading
 
 MODEL = ModelConfig(
     num_exits=2, first_channels=4, growth=4, growth_factors=(1, 1), bottleneck_factors=(1, 1), classifier_channels=8
@@ -283,7 +283,7 @@ def test_rollback(earlybird: Any, tmp_path: Path, spoil: Callable[..., list[int]
 
 
 def reading(loss: list[float], weights: list[list[float]] | None = None) -> Reading:
-    return Reading(loss, [0.0] * len(loss), None, weights, None, None, 1, 1, 1.0, 0.0, 0.0, 0)
+    return Reading(loss, [0.0] * len(loss), None, weights, None, None, 1, 1, 1.0, 0.0, 0.0, 0, Own(1, [1.0], 0.0))
 
 
 def test_a_loss_spike_is_told_once() -> None:
@@ -318,6 +318,20 @@ def test_exit_collapse() -> None:
     told = signs.evaluated(rows(50, 40, 45))
     assert told == [("exit collapse", {"exit": 2, "top1": 40, "below_exit": 1})]
     assert [fields["exit"] for _, fields in signs.evaluated(rows(50, 40, 45))] == [3]
+
+
+def test_stragglers() -> None:
+    """By their own work alone, once it lasts; told again after it was gone."""
+    own = [Own(8, [1.0, 1.0, 1.0], waited).work_seconds for waited in (2.4, 2.4, 1.2, 2.4)]
+    scores = straggler_scores(own)
+    assert scores == pytest.approx([1.0, 1.0, 3.0, 1.0])
+    assert straggler_scores([0.0, 0.0]) == [1.0, 1.0]
+    signs = Signs(None)
+    for _ in range(2):
+        assert [signs.compared(scores) for _ in range(STRAGGLER_TIMES - 1)] == [[]] * (STRAGGLER_TIMES - 1)
+        assert signs.compared(scores) == [("straggler", {"rank": 2, "score": 3.0})]
+        assert signs.compared(scores) == []
+        assert signs.compared([1.0] * 4) == []
 
 
 @pytest.mark.parametrize(

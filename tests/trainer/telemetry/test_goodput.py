@@ -59,6 +59,13 @@ def test_an_evaluation_before_the_first_iteration_is_not_part_of_the_start() -> 
     assert (account.badput["start"], account.badput["evaluation"], account.productive_seconds) == (14, 6, 20)
 
 
+def test_a_clock_that_is_behind_counts_no_second_twice() -> None:
+    """The next process is another node's: it says it began before the last row was written."""
+    account = Goodput([_start(5, 0, began=0), _train(30, 10, 20.0), _start(40, 10, began=25), _train(50, 20, 8.0)])
+    assert account.productive_seconds + sum(account.badput.values()) == 50
+    assert (account.badput["recovery"], account.badput["start"]) == (0, 10 + 12)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1), st.booleans()), min_size=1, max_size=20))
 def test_the_account_never_loses_or_invents_time(windows: list[tuple[float, float, bool]]) -> None:
