@@ -34,7 +34,7 @@ bench: $(STAMP)
 	$(PY) -m trainer benchmark step demo --batch 32 --no-compile
 
 soak: $(STAMP)
-	$(PY) tests/soak.py nodes
+	$(PY) tests/soak.py nodes --number 3
 	$(PY) tests/soak.py scrapes
 	$(PY) tests/soak.py saves
 	$(PY) tests/soak.py kills --number 100

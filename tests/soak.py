@@ -1,7 +1,7 @@
 """Long trials of what a run survives; `make soak` runs all of them, each prints one JSON object.
 
 python tests/soak.py kills [--number 100]    SIGKILL at random instants of one run: the weights end with the same bits
-python tests/soak.py nodes                   two nodes, one killed and brought back: no image lost, none twice
+python tests/soak.py nodes [--number 1]      two nodes, one killed and brought back: no image lost, none twice
 python tests/soak.py saves                   a save a minute of the ImageNet net: what training waits for it
 python tests/soak.py scrapes                 1,000 scrapes during 100 iterations
 """
@@ -98,41 +98,55 @@ def rows_of(run: Path, event: str) -> list[dict[str, Any]]:
     return [row for row in read_rows(run / "log.jsonl") if row["event"] == event]
 
 
+PHASES = {"s": "start", "t": "train", "m": "meta", "e": "evaluation", "c": "checkpoint"}  # of tests/soak_worker.py
+
+
 def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
     """One run is killed `number` times, wherever it is, and ends with the bits of the run that nothing happened to."""
     chance = random.Random(seed)
+    # An epoch has 11 iterations; a start comes 0.4 s further on average, and so less far than one.
     settings = {"checkpoint__every": "2steps", "run__epochs": max(4, number), "run__evaluate_every": 1}
-    settings |= {"data__synthetic_images": 200, "run__evaluation_batch": 4}
+    settings |= {"data__synthetic_images": 200, "run__evaluation_batch": 1}
     run, whole = folder / "run", folder / "whole"
     python = [sys.executable, "-m", "trainer"]
     with (folder / "whole.log").open("w") as log:
         subprocess.run([*python, *train_command(whole, **settings)], cwd=ROOT, check=True, stdout=log, stderr=log)
-    last_rows: dict[str, int] = {}
+    where, killed_in, amid_writes = folder / "where", dict.fromkeys(PHASES.values(), 0), 0
+    worker = [sys.executable, str(ROOT / "tests" / "soak_worker.py"), str(where)]
     for _ in range(number):
-        with started([*python, *train_command(run, **settings)], folder / "killed.log") as process:
+        where.write_text("s-")
+        with started([*worker, *train_command(run, **settings)], folder / "killed.log") as process:
             before = len(read_rows(run / "log.jsonl"))
-            wait_until(
-                lambda n=before: len(read_rows(run / "log.jsonl")) > n or process.poll() is not None, 120, "a row"
-            )
-            time.sleep(chance.expovariate(1 / 0.4))
+            if chance.random() < 0.1:
+                time.sleep(chance.uniform(0, 5))  # mostly before the first iteration
+            else:
+                wait_until(
+                    lambda n=before: len(read_rows(run / "log.jsonl")) > n or process.poll() is not None, 120, "a row"
+                )
+                time.sleep(chance.expovariate(1 / 0.4))
             if process.poll() is not None:
                 break  # it has come to its end before
             end(process)
-        last = read_rows(run / "log.jsonl")[-1]["event"]
-        last_rows[last] = last_rows.get(last, 0) + 1
+        phase, writer = where.read_text()
+        killed_in[PHASES[phase]] += 1
+        amid_writes += writer == "w"
     with (folder / "end.log").open("w") as log:
         done = subprocess.run([*python, *train_command(run, **settings)], cwd=ROOT, check=True, stdout=log, stderr=log)
     ours, theirs = run_status(run), run_status(whole)
+    killed = sum(killed_in.values())
+    same, wrong = ours["weights_sha256"] == theirs["weights_sha256"], unequal(read_ledger(run), 180, 16)
     return {
-        "kills": sum(last_rows.values()),
-        "killed_after": last_rows,
+        "kills": killed,
+        "killed_in": killed_in,
+        "amid_writes": amid_writes,
         "restarts": ours["restarts"],
         "exit_code": done.returncode,
         "iterations": ours["step"],
-        "same_bits": ours["weights_sha256"] == theirs["weights_sha256"],
-        "ledger": unequal(read_ledger(run), 180, 16) or "whole",
-        "goodput_ratio": ours["goodput_ratio"],
-        "passed": ours["weights_sha256"] == theirs["weights_sha256"] and not unequal(read_ledger(run), 180, 16),
+        "same_bits": same,
+        "ledger": wrong or "whole",
+        "goodput_ratio": round(ours["goodput_ratio"], 3),
+        "badput_seconds": {cause: round(seconds) for cause, seconds in ours["badput_seconds"].items()},
+        "passed": same and not wrong and killed == number,
     }
 
 
@@ -145,15 +159,16 @@ def nodes(folder: Path) -> dict[str, Any]:
     agent = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=9"),
         *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=soak", "--local-addr=127.0.0.1"),
-        *("--rdzv-conf=last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=5", "-m", "--", "trainer"),
-        *train_command(run, checkpoint__every="10steps", run__epochs=100_000, run__evaluate_every=100_000),
+        *("--rdzv-conf=last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=4", "-m", "--", "trainer"),
+        *train_command(run, checkpoint__every="3steps", run__epochs=100_000, run__evaluate_every=100_000),
     ]
 
     def trained_at(world_size: int, since: float) -> dict[str, Any] | None:
-        """The fifth log row of a start with that many ranks after `since`."""
+        """The first log row of a start with that many ranks after `since`, once a checkpoint has followed it."""
         begun = [row for row in rows_of(run, "start") if row["world_size"] == world_size and row["time"] > since]
         rows = [row for row in rows_of(run, "train") if begun and row["time"] > begun[-1]["time"]]
-        return rows[4] if len(rows) > 4 else None
+        saved = [row for row in rows_of(run, "checkpoint") if begun and row["time"] > begun[-1]["time"]]
+        return rows[0] if rows and saved else None
 
     with started(agent, folder / "first.log") as first:
         time.sleep(1)
@@ -193,10 +208,11 @@ def saves(folder: Path) -> dict[str, Any]:
         process.wait(timeout=60)
     saved = rows_of(run, "checkpoint")[:4]
     begun = next(row for row in rows_of(run, "train"))["time"]
+    newest = run / "checkpoints" / rows_of(run, "checkpoint")[-1]["folder"]
     waited, passed = sum(row["seconds"] for row in saved), saved[-1]["time"] - begun
     return {
         "saves": len(saved),
-        "megabytes": round(sum(row.get("bytes", 0) for row in saved) / len(saved) / 1e6),
+        "megabytes": round(sum(file.stat().st_size for file in newest.iterdir()) / 1e6),
         "seconds_waited_each": [round(row["seconds"], 3) for row in saved],
         "seconds": round(passed, 1),
         "waited_percent": round(100 * waited / passed, 3),
@@ -246,25 +262,34 @@ def scrapes(folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trial", choices=["kills", "nodes", "saves", "scrapes"])
-    parser.add_argument("--number", type=int, default=100, help="kills")
+    parser.add_argument("--number", type=int, help="of kills (100), or of times that the nodes meet (1)")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10_000)
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        trials = {
-            "kills": lambda: kills(Path(folder), chosen.number, chosen.seed),
-            "nodes": lambda: nodes(Path(folder)),
-            "saves": lambda: saves(Path(folder)),
-            "scrapes": lambda: scrapes(Path(folder)),
-        }
+    trials: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "kills": lambda folder: kills(folder, chosen.number or 100, chosen.seed),
+        "nodes": nodes,
+        "saves": saves,
+        "scrapes": scrapes,
+    }
+    passed = True
+    for _ in range(chosen.number or 1 if chosen.trial == "nodes" else 1):
+        result = tried(trials[chosen.trial])
+        print(json.dumps({"trial": chosen.trial, "seed": chosen.seed, **result}), flush=True)
+        passed = passed and result["passed"]
+    sys.exit(0 if passed else 1)
+
+
+def tried(trial: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The trial in a folder of its own; where it cannot go on, what its processes said."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         try:
-            result = trials[chosen.trial]()
+            return trial(folder)
         except Exception:
-            for log in Path(folder).glob("*.log"):
+            for log in folder.glob("*.log"):
                 said = [line for line in log.read_text().splitlines() if not line.startswith("train  iteration")]
                 print("\n".join([f"--- {log.name}", *said[-80:]]), file=sys.stderr)
             raise
-    print(json.dumps({"trial": chosen.trial, "seed": chosen.seed, **result}))
-    sys.exit(0 if result["passed"] else 1)
 
 
 if __name__ == "__main__":

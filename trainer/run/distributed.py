@@ -117,6 +117,7 @@ def process_group(device: str, timeout_seconds: float = 600.0, record_in: Path |
 def _record(folder: Path | None) -> None:
     """Switch torch's flight recorder on; what the environment says already goes first."""
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if folder is not None:
         os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / "nccl-rank-"))
 

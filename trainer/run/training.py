@@ -66,7 +66,8 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         stack.enter_context(private_files())
-        ranks = stack.enter_context(process_group(options.device, record_in=options.run / "flight-recorder"))
+        record = options.run / "flight-recorder"
+        ranks = stack.enter_context(process_group(options.device, record_in=record))
         resolve_precision(config.precision, ranks.device)  # refuses before any image is read
         folder = RunFolder(options.run)
         folder.check(config, options.allow)
@@ -89,6 +90,8 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         found = resume(state, folder, images)
         if ranks.is_first:  # only now: a start that is refused leaves everything as it was
             folder.claim(config)
+            if ranks.world_size > 1 and ranks.device.type == "cuda":
+                record.mkdir(exist_ok=True)  # NCCL's watchdog leaves its own record there, but makes no folder
         ranks.barrier()
         telemetry = Telemetry(
             config.telemetry,

@@ -1,6 +1,7 @@
 """Run by tests under torchrun: the command line on one rank, with a fault.
 
-FAULT is `KIND RANK ITERATION MARKER`; the fault comes once, for it leaves the file MARKER:
+FAULT is `KIND RANK ITERATION MARKER`; all but slow come once, for they leave the file MARKER:
+slow  every update takes 0.1 s longer, whatever the iteration
 nan   the images of the iteration's first half turn to NaN
 kill  the process ends by SIGKILL in the middle of the iteration
 term  SIGTERM comes while the evaluation after the iteration is under way
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,8 @@ def killed(state: TrainState, *arguments: Any) -> Any:
     reached["iteration"] = state.progress.iteration
     if due("kill"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if KIND == "slow" and os.environ["RANK"] == RANK:
+        time.sleep(0.1)
     return train_step(state, *arguments)
 
 

@@ -20,22 +20,23 @@ from hypothesis import strategies as st
 from dataloading.loader import EvaluationLoader
 from trainer.learning.optim import OptimConfig
 from trainer.run.checkpoint import load_latest
+from trainer.run.ledger import read_ledger, unequal
 from trainer.telemetry.jsonl import read_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = Path(__file__).with_name("faulty_worker.py")
-SETTINGS = ["meta.interval=2", "checkpoint.every=2steps", "checkpoint.keep=0"]
+SETTINGS = ["meta.interval=2", "checkpoint.every=2steps", "checkpoint.keep=0", "optim.micro_batch=4", "run.log_every=1"]
 Start = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
 def start(earlybird: Any, tmp_path: Path) -> Start:
-    """(run folder, fault, settings, torchrun's options) -> two ranks of it, ended."""
+    """(run folder, fault, settings, torchrun's options, last iteration) -> two ranks of it, ended."""
 
-    def started(run: Path, fault: str, *settings: str, torchrun: tuple[str, ...] = ()) -> Any:
+    def started(run: Path, fault: str, *settings: str, torchrun: tuple[str, ...] = (), last: int = 0) -> Any:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *torchrun]
         return subprocess.run(
-            [*command, "--", str(WORKER), *earlybird.arguments(run, *SETTINGS, *settings)],
+            [*command, "--", str(WORKER), *earlybird.arguments(run, *SETTINGS, *settings), "--max-steps", str(last)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "FAULT": f"{fault} {tmp_path}/came"},
             cwd=ROOT,
             timeout=300,
@@ -59,14 +60,14 @@ def events(run: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run that nothing happened to, once for all tests."""
+    """The run that nothing happened to but that its second rank was slow, once for all tests."""
     return {"run": tmp_path_factory.mktemp("whole") / "run"}
 
 
 def unbroken(whole: dict[str, Path], start: Start) -> dict[str, torch.Tensor]:
     run = whole["run"]
     if not run.exists():
-        done = start(run, "none 0 0")
+        done = start(run, "slow 1 0", "run.record_ids=true")
         assert done.returncode == 0, done.stderr
     return tensors_of(run)
 
@@ -88,6 +89,33 @@ def test_a_lost_rank(start: Start, whole: dict[str, Path], tmp_path: Path) -> No
     assert events(run, "goes on from")[0]["iteration"] == starts[1]["iteration"]
     ours, theirs = tensors_of(run), unbroken(whole, start)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_slow_rank_is_named(start: Start, whole: dict[str, Path]) -> None:
+    """Both end every iteration together, and still the log says which one the other waits for."""
+    unbroken(whole, start)
+    (row,) = events(whole["run"], "straggler")
+    assert row["rank"] == 1
+    scores = [row["straggler_scores"] for row in events(whole["run"], "train")]
+    assert all(mine < 1 < theirs for mine, theirs in scores[1:])
+
+
+def test_again_with_fewer_ranks(start: Start, earlybird: Any, whole: dict[str, Path], tmp_path: Path) -> None:
+    """Two ranks for five iterations, then one alone in twice as many parts: every iteration has the images that it had
+    with two throughout, none is lost, none comes twice, and the loss stays beside theirs."""
+    run = tmp_path / "run"
+    settings = [*SETTINGS, "run.record_ids=true"]
+    assert start(run, "none 0 0", "run.record_ids=true", last=5).returncode == 0
+    outcome = earlybird.train(run, *settings)
+    assert (outcome.code, outcome.json["iterations"]) == (0, 9), outcome.err
+    assert [row["world_size"] for row in events(run, "start")] == [2, 1]
+    unbroken(whole, start)
+    ours, theirs = read_ledger(run), read_ledger(whole["run"])
+    assert unequal(ours, 72, 16) == ""
+    assert {n: sorted(ids) for n, ids in ours.items()} == {n: sorted(ids) for n, ids in theirs.items()}
+    losses = [[row["loss"] for row in events(folder, "train")] for folder in (run, whole["run"])]
+    assert losses[0][:5] == losses[1][:5]
+    assert torch.tensor(losses[0]).allclose(torch.tensor(losses[1]), atol=0.05)
 
 
 def test_nan_on_one_rank_stops_both_before_the_update(start: Start, whole: dict[str, Path], tmp_path: Path) -> None:

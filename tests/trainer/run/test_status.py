@@ -18,6 +18,7 @@ import torch
 
 from trainer.run.checkpoint import load_latest
 from trainer.run.status import _state, run_status, weights_sha256
+from trainer.telemetry.goodput import Goodput
 from trainer.telemetry.jsonl import read_rows
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,6 +64,10 @@ def test_through_a_kill_and_a_restart(earlybird: Any, tmp_path: Path) -> None:
     assert ours["images_seen"] == theirs["images_seen"], "work that was done again counts once"
     assert ours["weights_sha256"] == theirs["weights_sha256"]
     assert 0 < ours["goodput_ratio"] < 1
+    rows = read_rows(run / "log.jsonl")
+    account = Goodput(rows)
+    elapsed = rows[-1]["time"] - rows[0]["process_began"]
+    assert account.productive_seconds + sum(account.badput.values()) == pytest.approx(elapsed, abs=0.5)
 
     outcome = earlybird("status", run, "--json")
     assert (outcome.code, set(json.loads(outcome.out))) == (0, KEYS)
