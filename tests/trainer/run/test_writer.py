@@ -66,8 +66,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     run, trained = tmp_path / "run", threading.Event()
     log = Telemetry.train
 
-    def logged(telemetry: Telemetry, row: Any) -> None:
-        log(telemetry, row)
+    def logged(telemetry: Telemetry, row: Any, *more: Any) -> None:
+        log(telemetry, row, *more)
         if row["iteration"] == 4:
             trained.set()
 
