@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -30,13 +31,14 @@ Start = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def start(earlybird: Any, tmp_path: Path) -> Start:
+def start(earlybird: Any, image_folder: Path, tmp_path: Path) -> Start:
     """(run folder, fault, settings, torchrun's options, last iteration) -> two ranks of it, ended."""
 
     def started(run: Path, fault: str, *settings: str, torchrun: tuple[str, ...] = (), last: int = 0) -> Any:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *torchrun]
+        arguments = earlybird.arguments(run, *SETTINGS, *settings, data=image_folder)
         return subprocess.run(
-            [*command, "--", str(WORKER), *earlybird.arguments(run, *SETTINGS, *settings), "--max-steps", str(last)],
+            [*command, "--", str(WORKER), *arguments, "--max-steps", str(last)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "FAULT": f"{fault} {tmp_path}/came"},
             cwd=ROOT,
             timeout=300,
@@ -100,22 +102,24 @@ def test_a_slow_rank_is_named(start: Start, whole: dict[str, Path]) -> None:
     assert all(mine < 1 < theirs for mine, theirs in scores[1:])
 
 
-def test_again_with_fewer_ranks(start: Start, earlybird: Any, whole: dict[str, Path], tmp_path: Path) -> None:
+def test_again_with_fewer_ranks(
+    start: Start, earlybird: Any, image_folder: Path, whole: dict[str, Path], tmp_path: Path
+) -> None:
     """Two ranks for five iterations, then one alone in twice as many parts: every iteration has the images that it had
-    with two throughout, none is lost, none comes twice, and the loss stays beside theirs."""
+    with two throughout, none is lost, none comes twice, and every loss is the same up to the order of sums."""
     run = tmp_path / "run"
     settings = [*SETTINGS, "run.record_ids=true"]
     assert start(run, "none 0 0", "run.record_ids=true", last=5).returncode == 0
-    outcome = earlybird.train(run, *settings)
+    outcome = earlybird.train(run, *settings, data=image_folder)
     assert (outcome.code, outcome.json["iterations"]) == (0, 9), outcome.err
     assert [row["world_size"] for row in events(run, "start")] == [2, 1]
     unbroken(whole, start)
     ours, theirs = read_ledger(run), read_ledger(whole["run"])
-    assert unequal(ours, 72, 16) == ""
+    assert unequal(ours, 65, 16) == ""
     assert {n: sorted(ids) for n, ids in ours.items()} == {n: sorted(ids) for n, ids in theirs.items()}
     losses = [[row["loss"] for row in events(folder, "train")] for folder in (run, whole["run"])]
     assert losses[0][:5] == losses[1][:5]
-    assert torch.tensor(losses[0]).allclose(torch.tensor(losses[1]), atol=0.05)
+    assert np.allclose(losses[0], losses[1], rtol=1e-4), "the same groups of four images are normalised together"
 
 
 def test_nan_on_one_rank_stops_both_before_the_update(start: Start, whole: dict[str, Path], tmp_path: Path) -> None:

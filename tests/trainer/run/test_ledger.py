@@ -45,12 +45,16 @@ def test_the_newest_start_counts(tmp_path: Path) -> None:
     [
         ({0: [0, 1], 2: [2, 3]}, r"iterations \[1\] are missing"),
         ({0: [0, 1], 1: [2]}, "iteration 1 has 1 images, not 2"),
-        ({0: [0, 1], 1: [0, 2]}, "came 0 to 2 times"),
-        ({0: [0, 1], 1: [2, 9]}, "10 ids"),
+        ({0: [0, 1], 1: [0, 2]}, "3 images of 4 came 0 to 2 times"),
+        ({0: [0, 1], 1: [2, 9], 2: [3, 7]}, "6 images of 4"),
     ],
 )
 def test_what_is_wrong_shows(ledger: dict[int, list[int]], said: str) -> None:
     assert re.search(said, unequal({iteration: np.array(ids) for iteration, ids in ledger.items()}, 4, 2))
+
+
+def test_images_held_out_leave_gaps() -> None:
+    assert unequal({0: np.array([0, 90]), 1: np.array([7, 12]), 2: np.array([90, 7])}, 4, 2) == ""
 
 
 def test_a_run_keeps_one(earlybird: Any, tmp_path: Path) -> None:
