@@ -226,8 +226,8 @@ def scrapes(folder: Path) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"data__image_size": 32, "data__resize_size": 36, "model__first_channels": 16, "model__growth": 16}
-    settings |= {"optim__update_batch": 16, "meta__interval": 1}  # all iterations alike, of half a second
+    settings = {"data__image_size": 24, "data__resize_size": 26, "model__first_channels": 16, "model__growth": 16}
+    settings |= {"optim__update_batch": 32, "meta__interval": 1}  # all iterations alike, of some tenths of a second
     command = train_command(run, telemetry__port=port, run__epochs=100_000, **settings)
     pace: dict[str, list[float]] = {"quiet": [], "scraped": []}
     count = 0
