@@ -6,7 +6,9 @@ import errno
 import os
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -77,6 +79,7 @@ class TelemetryConfig:
 
 
 PORTS_TRIED = 64
+PATIENCE = 30.0  # seconds that a scraper may say nothing
 
 
 def registry_of(metrics: Metrics, run: str, rank: int) -> CollectorRegistry:
@@ -108,12 +111,26 @@ class Exporter:
                     f"--set telemetry.port=PORT (each process of a machine takes PORT + its local rank), or 0 for none"
                 ) from error
         self.port = int(self._server.server_address[1])
+        # A client that connects and says nothing must not keep the others waiting, nor the run from its end: TLS is
+        # agreed on in the client's own thread (the server's own would wait for it), and silence ends that one.
+        usual: Any = self._server.RequestHandlerClass
+        self._server.RequestHandlerClass = type("_Client", (_Client, usual), {"timeout": PATIENCE})
+        if tls:
+            self._server.socket.do_handshake_on_connect = False  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Stop answering and give the port back."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Client(BaseHTTPRequestHandler):
+    """Answers one connection; one that breaks off, stays silent or has no certificate is no error of the run's."""
+
+    def handle(self) -> None:
+        with suppress(OSError):
+            super().handle()
 
 
 def _tls(config: TelemetryConfig) -> dict[str, Any]:

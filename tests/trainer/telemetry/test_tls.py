@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import ssl
 import subprocess
 import urllib.request
@@ -14,6 +15,7 @@ from urllib.error import URLError
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
+from trainer.telemetry import prometheus
 from trainer.telemetry.prometheus import Exporter, TelemetryConfig
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl, which makes the certificates, is missing")
@@ -60,7 +62,7 @@ def _exporter(**settings: Any) -> Exporter:
     return Exporter(registry, 0, TelemetryConfig(**settings))
 
 
-def test_only_known_clients_are_answered(certificates: Path) -> None:
+def test_only_known_clients_are_answered(certificates: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = {"tls_certificate": str(certificates / "server.pem"), "tls_key": str(certificates / "server.key")}
     with closing(_exporter(**own)) as open_to_all:
         assert "well 7.0" in _scrape(open_to_all.port, certificates)
@@ -72,6 +74,24 @@ def test_only_known_clients_are_answered(certificates: Path) -> None:
             with pytest.raises((URLError, OSError)):
                 _scrape(asking.port, certificates, stranger)
         assert "well 7.0" in _scrape(asking.port, certificates, "client"), "the strangers did not end it"
+    assert capsys.readouterr().err == "", "nor fill the job's log"
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_who_says_nothing_holds_nobody_up(certificates: Path, monkeypatch: pytest.MonkeyPatch, tls: bool) -> None:
+    """Connections that stay silent, with and without certificates: others are answered, closing does not wait, and in
+    the end they are hung up on."""
+    monkeypatch.setattr(prometheus, "PATIENCE", 1.0)
+    own = {"tls_certificate": str(certificates / "server.pem"), "tls_key": str(certificates / "server.key")}
+    with closing(_exporter(**(own if tls else {}))) as exporter:
+        silent = [socket.create_connection(("127.0.0.1", exporter.port), timeout=60) for _ in range(3)]
+        if tls:
+            assert "well 7.0" in _scrape(exporter.port, certificates)
+        else:
+            assert b"well 7.0" in urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}", timeout=10).read()
+    for connection in silent:
+        with closing(connection):
+            assert connection.recv(1) == b""
 
 
 def test_what_does_not_serve_is_refused(certificates: Path, tmp_path: Path) -> None:
