@@ -5,6 +5,7 @@ Whatever is in them ends with the program's own one-line error or works; nothing
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,8 +34,14 @@ from dataloading.index import Index
 from dataloading.prepare import prepare
 from dataloading.storage import Storage
 from trainer.config import Config, read_config, resolve, to_dict
+from trainer.learning.state import Progress, TrainState
+from trainer.run import snapshot
+from trainer.run.build import build_state
 from trainer.run.checkpoint import load_latest, save_checkpoint
+from trainer.run.distributed import Ranks
+from trainer.run.folder import RunFolder
 from trainer.run.manifest import CheckpointError
+from trainer.run.resume import resume
 from trainer.settings import setting_names
 
 TWO_HUNDRED = settings(
@@ -50,6 +58,7 @@ HOSTILE_NAMES = st.one_of(
     ),
     st.text(max_size=12),
 )
+ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
 BASE = to_dict(resolve("demo", []))
 
 
@@ -138,6 +147,55 @@ def test_tensors_of_checkpoints(tail: bytes, header: Any, well_formed: bool) -> 
         (folder / "manifest.json").write_bytes(_signed(content))
         with suppress(CheckpointError):
             load_latest(Path(run))
+
+
+@functools.cache
+def _state() -> tuple[TrainState, dict[str, torch.Tensor], dict[str, Any]]:
+    """A tiny net after one update, with what a checkpoint holds of it."""
+    tiny = ["model.num_exits=2", "model.first_channels=4", "model.growth=2", "model.growth_factors=1,1"]
+    config = resolve("demo", [*tiny, "model.bottleneck_factors=1,1", "model.classifier_channels=8"])
+    state = build_state(config, 3, Progress(0, 9), ALONE)
+    _update(state)
+    state.advance()
+    tensors, values = snapshot.take(state)
+    return state, {name: tensor.clone() for name, tensor in tensors.items()}, values
+
+
+def _update(state: TrainState) -> None:
+    for optimizer in (state.optimizer, state.weight_net_optimizer):
+        assert optimizer is not None
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+
+
+@TWO_HUNDRED
+@given(st.data())
+def test_states_of_checkpoints(data: st.DataObject) -> None:
+    """Whole, well signed, and not what training wrote: refused before an update, or as good as any."""
+    state, tensors, values = _state()
+    bent = dict(tensors)
+    for _ in range(data.draw(st.integers(0, 2))):
+        name = data.draw(st.sampled_from(sorted(bent)))
+        value = bent.pop(name)
+        way = data.draw(st.sampled_from(["gone", "renamed", "bytes", "half", "flat", "empty", "twice"]))
+        if way == "renamed":
+            group, _, rest = name.partition(".")
+            names = [f"{group}.{rest}.x", f"{group}.x.{rest}", group, "", f"{group}..."]
+            bent[data.draw(st.sampled_from(names))] = value
+        elif way != "gone":
+            made = {"bytes": value.to(torch.uint8), "half": value.to(torch.float16), "flat": value.reshape(-1)}
+            made |= {"empty": value.new_empty(0), "twice": torch.stack([value, value])}
+            bent[name] = made[way].contiguous()
+    meta = {"data_fingerprint": "f", "state": values}
+    with tempfile.TemporaryDirectory() as run:
+        save_checkpoint(Path(run), 1, bent, _bent(meta, data) if data.draw(st.booleans()) else meta)
+        images: Any = SimpleNamespace(fingerprint="f")
+        with suppress(ValueError):
+            found = resume(state, RunFolder(Path(run)), images, ALONE)
+            assert found is not None
+            assert state.progress.iteration == 1
+            _update(state)
 
 
 class Trap:

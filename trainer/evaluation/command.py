@@ -17,9 +17,9 @@ from trainer.evaluation.exits import ExitScores, score_exits
 from trainer.learning.precision import resolve_precision
 from trainer.models.cost import exit_costs
 from trainer.run.build import build_net
-from trainer.run.checkpoint import load_latest
 from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder, private_files
+from trainer.run.resume import latest_for_all
 from trainer.run.snapshot import load_model
 
 
@@ -36,10 +36,10 @@ def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any
     config = folder.read_config()
     if data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data, source="auto"))
-    checkpoint = load_latest(run)
-    if checkpoint is None:
-        raise ValueError(f"{run} has no checkpoint yet; train it first")
     with private_files(), process_group(device) as ranks:
+        checkpoint = latest_for_all(run, ranks)  # a run that goes on may write one between two ranks' looks
+        if checkpoint is None:
+            raise ValueError(f"{run} has no checkpoint yet; train it first")
         images = open_dataset(config.data, config.seed)
         theirs = checkpoint.meta.get("data_fingerprint")
         if theirs != images.fingerprint:

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ def write_checkpoint(
     last = [folder.name for folder in step_folders(parent)[-1:]]
     temporary = parent / f"{TEMPORARY}step-{iteration:07}-{os.getpid()}"
     try:
-        parent.mkdir(parents=True, exist_ok=True)
+        if not parent.is_dir():
+            parent.mkdir(parents=True)
+            flush_folder(parent.parent)
         _remove_leftovers(parent)
         temporary.mkdir()
         files = {TENSORS: write_file(temporary / TENSORS, pieces(tensors))}
@@ -138,13 +141,17 @@ def write_checkpoint(
     return folder
 
 
-def load_latest(run_folder: Path) -> Checkpoint | None:
+def load_latest(run_folder: Path, refused: Mapping[str, str] | None = None) -> Checkpoint | None:
     """The newest whole checkpoint, or None where the run has none; damaged newer ones are listed in `passed_over`.
 
+    refused  reasons, by the names of folders that are passed over unread
     Raises CheckpointError where there are checkpoints but not one is whole.
     """
     passed_over: list[tuple[str, str]] = []
     for folder in reversed(step_folders(Path(run_folder) / "checkpoints")):
+        if refused and folder.name in refused:
+            passed_over.append((folder.name, refused[folder.name]))
+            continue
         try:
             found = read_checkpoint(folder)
         except CheckpointError as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +18,8 @@ import torch
 FORMAT = 1
 MANIFEST = "manifest.json"
 _CHUNK = 16 << 20
+_ENTRY = {"size": int, "sha256": str}
+_LARGEST = 64 << 20  # of a manifest: a real one has some 20 kB
 
 
 class CheckpointError(RuntimeError):
@@ -45,11 +49,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     sha256 by name), versions, meta. CheckpointError says what is wrong."""
     path = Path(folder) / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(_content(path, _LARGEST))
         digest = content.pop("sha256")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable ({error!r})") from error
     if digest != _digest(content):
         raise CheckpointError(f"{path} does not match its own sha-256")
@@ -70,7 +72,7 @@ def _wrong(content: dict[str, Any]) -> str:
     for name, entry in content["files"].items():
         if name in ("", ".", "..") or Path(name).name != name:
             return f"{name!r} is no file of its folder"
-        if not isinstance(entry, dict) or set(entry) != {"size", "sha256"}:
+        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != _ENTRY:
             return f"files[{name!r}] has not size and sha256"
     return ""
 
@@ -92,17 +94,35 @@ def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, An
 
 def read_file(path: Path, size: int, sha256: str) -> bytes:
     """A file's bytes, verified; CheckpointError says what is wrong."""
-    try:
-        payload = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} is not readable ({error.strerror})") from error
+    payload = _content(path, size)
     if len(payload) != size:
-        raise CheckpointError(f"{path} has {len(payload)} bytes, its manifest says {size}")
+        held = f"{len(payload)}" if len(payload) < size else "more"
+        raise CheckpointError(f"{path} has {held} bytes, its manifest says {size}")
     if hashlib.sha256(payload).hexdigest() != sha256:
         raise CheckpointError(f"{path} does not match the sha-256 in its manifest")
     return payload
+
+
+def _content(path: Path, largest: int) -> bytes:
+    """A file's bytes, one more than `largest` at most; CheckpointError where there are none.
+
+    A link could lead out of the folder, and to read a pipe or a device may never end.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            held = os.fstat(handle)
+            if not stat.S_ISREG(held.st_mode):
+                raise CheckpointError(f"{path} is no ordinary file")
+            with open(handle, "rb", closefd=False) as file:
+                return file.read(min(largest, held.st_size) + 1)
+        finally:
+            os.close(handle)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        what = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise CheckpointError(f"{path} is not readable ({what})") from error
 
 
 def flush_folder(folder: Path) -> None:

@@ -55,7 +55,9 @@ def restore(state: TrainState, tensors: dict[str, Tensor], values: dict[str, Any
         torch.cuda.set_rng_state(tensors["generator.cuda"].cpu(), device)
     if state.scaler.is_enabled() and values.get("loss_scaler"):
         state.scaler.load_state_dict(values["loss_scaler"])
-    state.progress.iteration = int(values["iteration"])
+    if type(values["iteration"]) is not int or values["iteration"] < 0:
+        raise ValueError(f"the checkpoint says that it is of iteration {values['iteration']!r}; restore another one")
+    state.progress.iteration = values["iteration"]
     state.set_learning_rates()
 
 
@@ -72,6 +74,8 @@ def _load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor]) -> 
             raise ValueError(
                 f"the checkpoint has no tensor {full}: it belongs to another net; give --run another folder"
             )
+        if tensors[full].dtype.is_floating_point != own.dtype.is_floating_point:
+            raise ValueError(f"the checkpoint's {full} is {tensors[full].dtype}, the net's {own.dtype}")
         if tensors[full].shape != own.shape:
             raise ValueError(
                 f"the checkpoint's {full} has shape {tuple(tensors[full].shape)}, the net's {tuple(own.shape)}: it "
@@ -97,6 +101,7 @@ def _load_optimizer(
     prefix: str, optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
     parameters = dict(module.named_parameters())
+    known = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
     optimizer.state.clear()
     for full, value in tensors.items():
         if not full.startswith(f"{prefix}."):
@@ -105,6 +110,13 @@ def _load_optimizer(
         if name not in parameters:
             raise ValueError(f"the checkpoint's {full} has no place in the net: it belongs to another net")
         parameter = parameters[name]
+        shape = () if key == "step" else parameter.shape
+        if key not in known or value.shape != shape or not value.dtype.is_floating_point:
+            raise ValueError(f"the checkpoint's {full} is nothing that {type(optimizer).__name__} keeps")
         # Adam counts its steps on the CPU; what is as large as the parameter lies beside it, in its memory layout.
-        beside = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        beside = torch.empty_like(value if key == "step" else parameter)
         optimizer.state[parameter][key] = beside.detach().copy_(value)
+    for slots in optimizer.state.values():
+        if set(slots) != known:
+            missing = sorted(known - set(slots))
+            raise ValueError(f"the checkpoint lacks {missing[0]} of {prefix}: it is no state that training wrote")

@@ -87,7 +87,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         total = loader.num_iterations(config.run.epochs)
         start = Progress(0, total, warmup_iterations(config, total))
         state = build_state(config, len(images.classes), start, ranks)
-        found = resume(state, folder, images)
+        found = resume(state, folder, images, ranks)
         if ranks.is_first:  # only now: a start that is refused leaves everything as it was
             folder.claim(config)
             if ranks.world_size > 1 and ranks.device.type == "cuda":
@@ -218,10 +218,11 @@ class Training:
         self.saver.settle(block=True)
         self.ranks.barrier()
         self.num_rollbacks += 1
-        if self.num_rollbacks > self.config.health.max_rollbacks or self.saver.saved_at < 0:
+        found = None
+        if self.num_rollbacks <= self.config.health.max_rollbacks:
+            found = resume(self.state, self.folder, self.images, self.ranks)
+        if found is None:  # alike on all ranks, as what the saver knows is not: only the first one writes
             raise self.diverged(reason)
-        found = resume(self.state, self.folder, self.images)
-        assert found is not None
         self.state.guard.forget()
         self.unreadable = []
         self.resumed(found)

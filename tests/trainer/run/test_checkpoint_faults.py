@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -67,6 +68,34 @@ def test_a_folder_that_is_half_deleted(tmp_path: Path, left: list[str]) -> None:
     assert found.iteration == 1
     assert [name for name, _ in found.passed_over] == ["step-0000003", "step-0000002"]
     assert all("is missing" in reason for _, reason in found.passed_over)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tensors.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "link", "folder", "longer"])
+def test_what_is_no_file_of_the_folder(tmp_path: Path, name: str, kind: str) -> None:
+    """To read a pipe or /dev/zero never ends, and a link leads to other people's files: passed over, each."""
+    for iteration in (1, 2):
+        folder = _save(tmp_path, iteration)
+    file, elsewhere = folder / name, tmp_path / "elsewhere"
+    file.rename(elsewhere)
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind in ("device", "link"):
+        file.symlink_to("/dev/zero" if kind == "device" else elsewhere)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes(elsewhere.read_bytes() + b"}")
+    found = load_latest(tmp_path)
+    assert found is not None
+    assert found.iteration == 1
+    ((_, reason),) = found.passed_over
+    said = {
+        "pipe": "is no ordinary file",
+        "folder": "is no ordinary file",
+        "longer": "(has more bytes|is not readable)",
+    }
+    assert re.search(rf"{name} .*{said.get(kind, 'it is a link')}", reason), reason
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO], ids=["full", "quota", "broken"])

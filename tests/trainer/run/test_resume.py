@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from trainer.run.checkpoint import load_latest
+from trainer.run.checkpoint import CheckpointError, load_latest, save_checkpoint
+from trainer.run.distributed import Ranks
+from trainer.run.resume import latest_for_all
 from trainer.telemetry.jsonl import read_log, read_rows
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -107,3 +113,49 @@ def test_killed_at_any_moment(earlybird: Any, image_folder: Path, tmp_path: Path
 
 def rows(run: Path) -> list[dict[str, Any]]:
     return read_rows(run / "log.jsonl")
+
+
+def test_ranks_go_on_from_the_same_checkpoint(tmp_path: Path) -> None:
+    """Of three, the second cannot read the newest one and the third not the one before: all take the oldest, and say
+    why. Where one sees none at all, all refuse."""
+    for iteration in (1, 2, 3):
+        save_checkpoint(tmp_path, iteration, {"w": torch.full((2,), float(iteration))}, {}, keep=0)
+    unreadable = {1: ["step-0000003"], 2: ["step-0000002"]}
+
+    def folder_of(rank: int) -> Path:
+        seen = tmp_path.with_name(f"seen-by-{rank}")
+        shutil.copytree(tmp_path, seen)
+        for name in unreadable.get(rank, []):
+            (seen / "checkpoints" / name / "manifest.json").unlink()
+        return seen
+
+    found = together(3, lambda ranks: latest_for_all(folder_of(ranks.rank), ranks))
+    assert [one.iteration for one in found] == [1, 1, 1]
+    assert [name for name, _ in found[0].passed_over] == ["step-0000003", "step-0000002"]
+    assert {reason for _, reason in found[0].passed_over} == {"rank 1 cannot read it", "rank 2 cannot read it"}
+
+    refused = together(2, lambda ranks: latest_for_all(tmp_path if ranks.rank else tmp_path / "mine", ranks))
+    assert [str(one).split(" in ")[0] for one in refused] == ["rank 0 sees no checkpoint"] * 2
+
+
+def together(world_size: int, call: Callable[[Any], Any]) -> list[Any]:
+    """What `call` gives (or raises) on every rank, each a thread."""
+    told: list[list[Any]] = [[] for _ in range(world_size)]
+    barrier = threading.Barrier(world_size, timeout=60)
+
+    class Rank(Ranks):
+        def gather(self, items: list[Any]) -> list[Any]:
+            told[self.rank] = items
+            barrier.wait()
+            gathered = [item for part in told for item in part]
+            barrier.wait()
+            return gathered
+
+    def on(rank: int) -> Any:
+        try:
+            return call(Rank(rank, world_size, rank, world_size, torch.device("cpu")))
+        except CheckpointError as error:
+            return error
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(on, range(world_size)))
