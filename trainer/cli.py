@@ -96,6 +96,7 @@ def train(
 ) -> None:
     """Train a recipe; goes on from the run folder's newest checkpoint if it has one."""
     from trainer.config import resolve
+    from trainer.run.signals import STOPPED
     from trainer.run.training import Options, run_training
 
     overrides = with_data(data, settings)
@@ -115,7 +116,7 @@ def train(
                 f"Next: earlybird evaluate {options.run}"
             )
     if summary["status"] == "preempted":
-        raise typer.Exit(75)
+        raise typer.Exit(STOPPED)
 
 
 @app.command()

@@ -16,7 +16,8 @@ class RunConfig:
     evaluation_batch  images per rank in one evaluation step
     log_every         iterations between log steps (each waits for the device once)
     record_ids        write every iteration's image ids to ids/rank-R.jsonl in the run folder (10 MB an epoch)
-    grace             what the cluster leaves a run that it asks to stop, before it kills; told of where too short
+    grace             what the cluster leaves a run that it asks to stop, before it kills; told of where too short. Just
+                      before it is over (a tenth, 5 s at most) the run ends, saved or not
     """
 
     epochs: int = 100

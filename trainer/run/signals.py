@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -13,6 +15,22 @@ import torch.distributed as dist
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAVE = signal.SIGUSR2
+STOPPED = 75  # exit code of a run that was asked to stop: start it again, it goes on (EX_TEMPFAIL of sysexits.h)
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """While nothing is trained yet, and so nothing can be lost, a signal to stop ends the process where it is."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(STOPPED)
+
+    previous = {number: signal.signal(number, leave) for number in STOP}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Requests:

@@ -22,6 +22,7 @@ from trainer.learning.state import Progress, TrainState
 from trainer.models.cost import exit_costs
 from trainer.run.build import build_state, warmup_iterations
 from trainer.run.checkpoint import Checkpoint
+from trainer.run.deadline import Deadline
 from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder, private_files
 from trainer.run.health import RollbackError, Signs, diverged, straggler_scores
@@ -30,7 +31,7 @@ from trainer.run.ledger import Ledger
 from trainer.run.loop import Hooks, train
 from trainer.run.resume import resume
 from trainer.run.saver import Saver
-from trainer.run.signals import Requests
+from trainer.run.signals import STOP, STOPPED, Requests, stopping_at_once
 from trainer.run.validation import validate
 from trainer.run.watchdog import BETWEEN, Watchdog
 from trainer.telemetry.jsonl import read_log
@@ -66,6 +67,8 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         stack.enter_context(private_files())
+        stack.enter_context(closing(Deadline(Interval.time(config.run.grace, "run.grace"), STOP, STOPPED)))
+        stack.enter_context(stopping_at_once())
         record = options.run / "flight-recorder"
         ranks = stack.enter_context(process_group(options.device, record_in=record))
         resolve_precision(config.precision, ranks.device)  # refuses before any image is read
@@ -252,13 +255,10 @@ class Training:
             self.telemetry.event("goes on from", folder=self.found.folder.name, iteration=self.found.iteration)
 
     def tell_grace(self) -> None:
-        """After a stop that was asked for: whether the cluster would have waited for it."""
+        """How long a stop took that was asked for (one that takes too long is ended by Deadline)."""
         if self.requests.asked_at is not None:
-            took, grace = time.monotonic() - self.requests.asked_at, self.config.run.grace
-            late = took > Interval.time(grace, "run.grace")
-            self.telemetry.event(
-                "stopped after its grace" if late else "stopped within its grace", seconds=round(took, 1), grace=grace
-            )
+            took = round(time.monotonic() - self.requests.asked_at, 1)
+            self.telemetry.event("stopped within its grace", seconds=took, grace=self.config.run.grace)
 
     def log(self, state: TrainState, reading: Reading) -> None:
         """A log step. FloatingPointError where a loss is no longer finite, naming the step."""

@@ -3,12 +3,14 @@
 FAULT is `KIND RANK ITERATION MARKER`; all but slow come once, for they leave the file MARKER:
 slow  every update takes 0.1 s longer, whatever the iteration
 nan   the images of the iteration's first half turn to NaN
+stuck SIGTERM comes in the middle of the iteration, and native code that never returns
 kill  the process ends by SIGKILL in the middle of the iteration
 term  SIGTERM comes while the evaluation after the iteration is under way
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -54,6 +56,11 @@ def killed(state: TrainState, *arguments: Any) -> Any:
     reached["iteration"] = state.progress.iteration
     if due("kill"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if due("stuck"):
+        mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+        lock(mutex)
+        os.kill(os.getpid(), signal.SIGTERM)
+        lock(mutex)
     if KIND == "slow" and os.environ["RANK"] == RANK:
         time.sleep(0.1)
     return train_step(state, *arguments)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +16,12 @@ import torch
 
 from dataloading.loader import EvaluationLoader
 from dataloading.synthetic_loader import SyntheticReader
-from trainer.run import loop, saver
+from trainer.run import loop, saver, training
 from trainer.run.checkpoint import load_latest
 from trainer.telemetry.jsonl import read_rows
 
+ROOT = Path(__file__).resolve().parents[3]
+WORKER = Path(__file__).with_name("faulty_worker.py")
 SETTINGS = ["meta.interval=2", "checkpoint.every=3steps", "run.evaluate_every=1", "run.evaluation_batch=2"]
 # phase -> (where it is, name there, the call that is interrupted)
 PHASES: dict[str, tuple[Any, str, int]] = {
@@ -26,6 +30,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "meta": (loop, "meta_step", 5),
     "snapshot": (saver, "copied", 1),
     "save": (saver, "write_checkpoint", 1),
+    "start": (training, "open_dataset", 0),
     "evaluation": (EvaluationLoader, "__iter__", 0),
 }
 
@@ -83,13 +88,37 @@ def test_stopped_in(
         took = time.monotonic() - sent["at"]
     assert outcome.code == 75, outcome.err
     assert took < 10, "a cluster gives that long"
-    assert outcome.json["status"] == "preempted"
-    stopped = load_latest(run)
-    assert stopped is not None
-    assert stopped.passed_over == ()
-    assert stopped.iteration - sent["iteration"] in (0, 1), "no more than the iteration under way"
-    assert [row["event"] for row in read_rows(run / "log.jsonl")].count("stopped within its grace") == 1
+    if phase == "start":
+        assert not run.exists(), "nothing was begun"
+    else:
+        assert outcome.json["status"] == "preempted"
+        stopped = load_latest(run)
+        assert stopped is not None
+        assert stopped.passed_over == ()
+        assert stopped.iteration - sent["iteration"] in (0, 1), "no more than the iteration under way"
+        assert [row["event"] for row in read_rows(run / "log.jsonl")].count("stopped within its grace") == 1
     assert earlybird.train(run, *SETTINGS).json["status"] == "completed"
     found = load_latest(run)
     assert found is not None
     assert all(torch.equal(found.tensors[name], whole[name]) for name in whole)
+
+
+def test_the_grace_is_never_passed(earlybird: Any, tmp_path: Path) -> None:
+    """SIGTERM while native code hangs, so that no handler runs: the process ends all the same, in time, with the code
+    that has it started again; and it goes on from the checkpoint before."""
+    run, settings = tmp_path / "run", [*SETTINGS, "checkpoint.every=2steps", "run.grace=3s"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RANK": "0"}
+    done = subprocess.run(
+        [sys.executable, str(WORKER), *earlybird.arguments(run, *settings)],
+        env=environment | {"FAULT": f"stuck 0 7 {tmp_path}/came"},
+        cwd=ROOT,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 75, done.stderr
+    assert "asked to stop 3 s ago and not done" in done.stderr
+    assert "Traceback" not in done.stderr
+    outcome = earlybird.train(run, *settings)
+    assert (outcome.code, outcome.json["status"]) == (0, "completed"), outcome.err
+    assert [row["iteration"] for row in read_rows(run / "log.jsonl") if row["event"] == "goes on from"] == [6]

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from trainer.run.checkpoint import load_latest, step_folders
-from trainer.run.signals import Requests
+from trainer.run.deadline import Deadline
+from trainer.run.signals import STOP, STOPPED, Requests
 from trainer.telemetry.jsonl import read_rows
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,6 +61,25 @@ def test_handlers_are_given_back() -> None:
     assert [signal.getsignal(number) for number in watched] != before
     requests.close()
     assert [signal.getsignal(number) for number in watched] == before
+
+
+def test_a_deadline_is_for_stops_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no stop begins nothing, what is closed in time ends nothing."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with closing(Requests()):
+        for seconds, number, waits in ((0.1, signal.SIGUSR2, 0.3), (60.0, signal.SIGTERM, 0.0)):
+            with closing(Deadline(seconds, STOP, STOPPED)):
+                os.kill(os.getpid(), number)
+                time.sleep(waits)
+        assert ended == []
+        with closing(Deadline(0.1, STOP, STOPPED)):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            begun = time.monotonic()
+            while not ended and time.monotonic() < begun + 60:
+                time.sleep(0.01)
+        assert ended == [STOPPED]
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_a_run_saves_and_stops_when_asked(earlybird: Any, image_folder: Path, tmp_path: Path) -> None:
