@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -59,3 +60,15 @@ class MultiExitNet(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+    def unread_parameters(self, image_size: int) -> list[str]:
+        """Names of parameters that move no exit's logits: the last block's coarse scales, where a short net has some.
+
+        Traced on images [2, 3, image_size, image_size] of the meta device, which computes nothing.
+        """
+        traced = copy.deepcopy(self).to("meta")
+        named = dict(traced.named_parameters())
+        images = torch.empty(2, 3, image_size, image_size, device="meta", dtype=next(iter(named.values())).dtype)
+        total = torch.stack([logits.sum() for logits in traced(images)]).sum()
+        gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        return [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]

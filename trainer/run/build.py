@@ -48,7 +48,7 @@ def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ran
     compiled = _compiled(module) if precision.compile else None
     network = Network(
         module,
-        _tracked(module if compiled is None else compiled, ranks),
+        _tracked(module, compiled, ranks, config.data.image_size),
         precision,
         config.optim.label_smoothing,
         config.optim.micro_batches(ranks.world_size),
@@ -72,19 +72,25 @@ def _compiled(module: nn.Module) -> nn.Module:
     return torch.compile(module)  # type: ignore[return-value]
 
 
-def _tracked(tracked: nn.Module, ranks: Ranks) -> nn.Module:
+def _tracked(module: MultiExitNet, compiled: nn.Module | None, ranks: Ranks, image_size: int) -> nn.Module:
     """The net as the training forward calls it: wrapped in DDP where there are several ranks."""
-    if ranks.world_size > 1:
-        # Running statistics are averaged over ranks once an iteration; no forward broadcasts them.
-        name = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"
-        quiet: dict[str, Any] = {name: False}
-        tracked = DistributedDataParallel(
-            tracked,
-            device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-            **quiet,
-            gradient_as_bucket_view=True,
-        )
-    return tracked
+    tracked = module if compiled is None else compiled
+    if ranks.world_size == 1:
+        return tracked
+    # DDP would wait for ever for the gradient of a parameter that no exit reads, unless it walks every forward's graph.
+    unread = module.unread_parameters(image_size)
+    if unread:
+        logger.info("%d parameters move no exit: DDP looks for them in every forward pass", len(unread))
+    # Running statistics are averaged over ranks once an iteration; no forward broadcasts them.
+    name = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_ARGUMENTS else "broadcast_buffers"
+    quiet: dict[str, Any] = {name: False}
+    return DistributedDataParallel(
+        tracked,
+        device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+        **quiet,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=bool(unread),
+    )
 
 
 def warmup_iterations(config: Config, iterations: int) -> int:

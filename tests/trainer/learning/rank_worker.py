@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from dataloading.batch import Batch
+from dataloading.config import DataConfig
 from trainer.config import Config
 from trainer.learning.collectives import average_batch_norm_statistics
 from trainer.learning.forward import HalfForward
@@ -25,7 +27,10 @@ from trainer.run.build import build_state
 from trainer.run.distributed import process_group
 from trainer.run.snapshot import take
 
-CASES = {
+NET = dataclasses.replace(msdnet_cifar(3), first_channels=8, growth=4, classifier_channels=16)
+UNREAD = dataclasses.replace(NET, step_mode="even", base=2, step=1)
+
+CASES: dict[str, dict[str, Any]] = {
     "exact-mat": {},
     "exact-row-nesterov": {"centre": "row", "nesterov": True},
     "exact-col-accumulated": {"centre": "col", "accumulation": 2},
@@ -33,8 +38,9 @@ CASES = {
     "double-backward": {"form": "double_backward"},
     "batch-statistics": {"batch_norm": "batch"},
     "bf16": {"dtype": "bf16"},
+    "unread": {"net": UNREAD},
+    "unread-accumulated": {"net": UNREAD, "accumulation": 2},
 }
-NET = dataclasses.replace(msdnet_cifar(3), first_channels=8, growth=4, classifier_channels=16)
 UPDATE_BATCH, ITERATIONS = 16, 3
 
 
@@ -51,10 +57,11 @@ def share(rank: int, world_size: int, iteration: int) -> Batch:
 def main(folder: Path) -> None:
     with process_group("cpu") as ranks:
         for name, case in CASES.items():
-            model = dataclasses.replace(NET, batch_norm=case.get("batch_norm", "running"))
+            model = dataclasses.replace(case.get("net", NET), batch_norm=case.get("batch_norm", "running"))
             config = Config(
                 recipe="test",
                 model=model,
+                data=DataConfig(image_size=32),
                 optim=OptimConfig(
                     UPDATE_BATCH,
                     base_batch=UPDATE_BATCH,

@@ -30,7 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "case", ["exact-mat", "exact-row-nesterov", "exact-col-accumulated", "online", "double-backward"]
+    "case",
+    [
+        *("exact-mat", "exact-row-nesterov", "exact-col-accumulated", "online", "double-backward"),
+        *("unread", "unread-accumulated"),  # parameters that no exit reads
+    ],
 )
 def test_two_ranks_are_one(folder: Path, case: str) -> None:
     one, two = (np.load(folder / f"{case}-0-of-{world}.npz") for world in (1, 2))
