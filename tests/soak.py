@@ -21,9 +21,11 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +35,11 @@ from trainer.run.ledger import read_ledger, unequal  # noqa: E402
 from trainer.run.status import run_status  # noqa: E402
 from trainer.telemetry.jsonl import read_rows  # noqa: E402
 
-TINY = {
+RECORDED = {"run.log_every": 1, "run.record_ids": True}
+TINY = RECORDED | {
+    "data.source": "synthetic",
+    "data.synthetic_images": 800,
+    "data.synthetic_classes": 4,
     "data.image_size": 16,
     "data.resize_size": 18,
     "model.num_exits": 2,
@@ -45,16 +51,12 @@ TINY = {
     "weight_net.width": 8,
     "meta.interval": 2,
     "optim.update_batch": 8,
-    "run.log_every": 1,
-    "run.record_ids": True,
 }
-SYNTHETIC = {"data.source": "synthetic", "data.synthetic_images": 800, "data.synthetic_classes": 4}
 
 
-def train_command(run: Path, **settings: Any) -> list[str]:
-    values = TINY | SYNTHETIC | {name.replace("__", "."): value for name, value in settings.items()}
-    pairs = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
-    return ["train", "demo", "--run-folder", str(run), "--device", "cpu", *pairs]
+def train_command(run: Path, settings: dict[str, Any], recipe: str = "demo") -> list[str]:
+    pairs = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    return ["train", recipe, "--run-folder", str(run), "--device", "cpu", *pairs]
 
 
 @contextmanager
@@ -98,61 +100,73 @@ def rows_of(run: Path, event: str) -> list[dict[str, Any]]:
     return [row for row in read_rows(run / "log.jsonl") if row["event"] == event]
 
 
+def moved(run: Path, before: int, process: subprocess.Popen[Any]) -> bool:
+    """Has a start written more than its first row, or ended?"""
+    return len(read_rows(run / "log.jsonl")) > before + 1 or process.poll() is not None
+
+
 PHASES = {"s": "start", "t": "train", "m": "meta", "e": "evaluation", "c": "checkpoint"}  # of tests/soak_worker.py
 
 
 def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
-    """One run is killed `number` times, wherever it is, and ends with the bits of the run that nothing happened to."""
+    """`train demo`, its net on its photographs, is killed `number` times, wherever it is, and ends with the bits of the
+    run that nothing happened to.
+    """
     chance = random.Random(seed)
-    # An epoch has 11 iterations; a start comes 0.4 s further on average, and so less far than one.
-    settings = {"checkpoint__every": "2steps", "run__epochs": max(4, number), "run__evaluate_every": 1}
-    settings |= {"data__synthetic_images": 200, "run__evaluation_batch": 1}
-    run, whole = folder / "run", folder / "whole"
-    python = [sys.executable, "-m", "trainer"]
-    with (folder / "whole.log").open("w") as log:
-        subprocess.run([*python, *train_command(whole, **settings)], cwd=ROOT, check=True, stdout=log, stderr=log)
-    where, killed_in, amid_writes = folder / "where", dict.fromkeys(PHASES.values(), 0), 0
+    settings = RECORDED | {"checkpoint.every": "2steps", "run.evaluate_every": 1}
+    run, whole, where = folder / "run", folder / "whole", folder / "where"
+
+    def until_done(to: Path, log: Path) -> int:
+        with started([sys.executable, "-m", "trainer", *train_command(to, settings)], log) as process:
+            return int(process.wait())
+
+    if until_done(whole, folder / "whole.log"):
+        raise RuntimeError("the run that nothing happens to has failed")
+    iterations = run_status(whole)["step"]
+    pace = statistics.median(row["seconds"] for row in rows_of(whole, "train"))
+    killed_in, amid_writes = dict.fromkeys(PHASES.values(), 0), 0
     worker = [sys.executable, str(ROOT / "tests" / "soak_worker.py"), str(where)]
-    for _ in range(number):
+    for done in range(number):
         where.write_text("s-")
-        with started([*worker, *train_command(run, **settings)], folder / "killed.log") as process:
-            before = len(read_rows(run / "log.jsonl"))
-            if chance.random() < 0.1:
+        with started([*worker, *train_command(run, settings)], folder / "killed.log") as process:
+            before = read_rows(run / "log.jsonl")
+            if chance.random() < 0.05:
                 time.sleep(chance.uniform(0, 5))  # mostly before the first iteration
             else:
-                wait_until(
-                    lambda n=before: len(read_rows(run / "log.jsonl")) > n or process.poll() is not None, 120, "a row"
-                )
-                time.sleep(chance.expovariate(1 / 0.4))
+                wait_until(partial(moved, run, len(before), process), 120, "a row")
+                # Such lives that the last one ends just before the run does.
+                reached = max((row["iteration"] for row in before if row["event"] == "train"), default=0)
+                time.sleep(chance.expovariate(1 / (pace * (0.9 * (iterations - reached) / (number - done)))))
             if process.poll() is not None:
                 break  # it has come to its end before
             end(process)
-        phase, writer = where.read_text()
-        killed_in[PHASES[phase]] += 1
-        amid_writes += writer == "w"
-    with (folder / "end.log").open("w") as log:
-        done = subprocess.run([*python, *train_command(run, **settings)], cwd=ROOT, check=True, stdout=log, stderr=log)
+        at = where.read_text()
+        killed_in[PHASES[at[0]]] += 1
+        amid_writes += at[1] == "w"
+    code = until_done(run, folder / "end.log")
     ours, theirs = run_status(run), run_status(whole)
     killed = sum(killed_in.values())
-    same, wrong = ours["weights_sha256"] == theirs["weights_sha256"], unequal(read_ledger(run), 180, 16)
+    same, ids = ours["weights_sha256"] == theirs["weights_sha256"], read_ledger(whole)
+    wrong = unequal(read_ledger(run), len(set(np.concatenate(list(ids.values())).tolist())), 128)
     return {
         "kills": killed,
         "killed_in": killed_in,
         "amid_writes": amid_writes,
         "restarts": ours["restarts"],
-        "exit_code": done.returncode,
+        "exit_code": code,
         "iterations": ours["step"],
         "same_bits": same,
         "ledger": wrong or "whole",
         "goodput_ratio": round(ours["goodput_ratio"], 3),
         "badput_seconds": {cause: round(seconds) for cause, seconds in ours["badput_seconds"].items()},
-        "passed": same and not wrong and killed == number,
+        "passed": same and not wrong and not code and killed == number,
     }
 
 
 def nodes(folder: Path) -> dict[str, Any]:
     """Two torchrun agents meet; one is killed with its worker, the other goes on alone and takes it back."""
     run = folder / "run"
+    settings = TINY | {"checkpoint.every": "3steps", "run.epochs": 100_000, "run.evaluate_every": 100_000}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -160,7 +174,7 @@ def nodes(folder: Path) -> dict[str, Any]:
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=9"),
         *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=soak", "--local-addr=127.0.0.1"),
         *("--rdzv-conf=last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=4", "-m", "--", "trainer"),
-        *train_command(run, checkpoint__every="3steps", run__epochs=100_000, run__evaluate_every=100_000),
+        *train_command(run, settings),
     ]
 
     def trained_at(world_size: int, since: float) -> dict[str, Any] | None:
@@ -200,9 +214,8 @@ def saves(folder: Path) -> dict[str, Any]:
     run = folder / "run"
     settings = {"data.source": "synthetic", "data.synthetic_classes": 1000, "data.synthetic_images": 2000}
     settings |= {"optim.update_batch": 8, "checkpoint.every": "1min", "run.log_every": 1, "run.epochs": 100_000}
-    pairs = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-m", "trainer", "train", "imagenet-msdnet-step4", "--run-folder", str(run), *pairs]
-    with started(command, folder / "saved.log") as process:
+    command = train_command(run, settings, "imagenet-msdnet-step4")
+    with started([sys.executable, "-m", "trainer", *command], folder / "saved.log") as process:
         wait_until(lambda: len(rows_of(run, "checkpoint")) >= 4, 600, "four checkpoints")
         process.terminate()
         process.wait(timeout=60)
@@ -226,9 +239,15 @@ def scrapes(folder: Path) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"data__image_size": 24, "data__resize_size": 26, "model__first_channels": 16, "model__growth": 16}
-    settings |= {"optim__update_batch": 32, "meta__interval": 1}  # all iterations alike, of some tenths of a second
-    command = train_command(run, telemetry__port=port, run__epochs=100_000, **settings)
+    settings = TINY | {
+        "data.image_size": 24,
+        "data.resize_size": 26,
+        "model.first_channels": 16,
+        "model.growth": 16,
+    }
+    settings |= {"optim.update_batch": 32, "meta.interval": 1}  # iterations all alike, of some tenths of a second
+    settings |= {"telemetry.port": port, "run.epochs": 100_000}
+    command = train_command(run, settings)
     pace: dict[str, list[float]] = {"quiet": [], "scraped": []}
     count = 0
     with started([sys.executable, "-m", "trainer", *command], folder / "scraped.log"):
