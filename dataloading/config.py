@@ -10,6 +10,11 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
+# What fits no machine of today: refused before memory is asked for it.
+MOST = {"image_size": 16_384, "resize_size": 65_536, "padding": 16_384, "num_threads": 4096, "prefetch": 4096}
+MOST |= {"synthetic_images": 100_000_000, "synthetic_classes": 1_000_000}
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """From files on disk to a batch on the device.
@@ -60,6 +65,9 @@ class DataConfig:
         _at_least("data.padding", self.padding, 0)
         _at_least("data.num_threads", self.num_threads, 0)
         _at_least("data.prefetch", self.prefetch, 1)
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at most {most}")
         _at_least("data.synthetic_images", self.synthetic_images, 2)
         _at_least("data.synthetic_classes", self.synthetic_classes, 2)
         if not 0 <= self.hardware_decoder_load <= 1:

@@ -31,6 +31,11 @@ def _for_the_user(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return f"{error} (EARLYBIRD_TRACEBACK=1 shows where)"
+    if isinstance(error, MemoryError) or (type(error) is RuntimeError and "can't allocate memory" in str(error)):
+        return (
+            f"this machine has too little memory ({str(error).split(': ')[-1]}); make the net, optim.update_batch or "
+            f"the set smaller (EARLYBIRD_TRACEBACK=1 shows where)"
+        )
     if isinstance(error, torch.OutOfMemoryError):
         return (
             "the GPU has too little memory for this batch; double optim.accumulation (the same update in smaller "

@@ -17,6 +17,7 @@ from trainer.models.config import ModelConfig
 from trainer.models.weight_net import WeightNetConfig
 from trainer.run.checkpoint import CheckpointConfig
 from trainer.run.health import HealthConfig
+from trainer.run.manifest import flush_folder, write_file
 from trainer.run.schedule import RunConfig
 from trainer.settings import apply_settings, from_dict
 from trainer.telemetry.prometheus import TelemetryConfig
@@ -56,9 +57,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def write_config(config: Config, path: Path) -> None:
+    """Write `config` to `path`, whole or not at all, even if the machine dies; OSError where the disk refuses."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    write_file(temporary, [json.dumps(to_dict(config), indent=1).encode() + b"\n"])
     temporary.replace(path)
+    flush_folder(path.parent)
 
 
 def read_config(path: Path) -> Config:

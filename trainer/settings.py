@@ -9,6 +9,7 @@ import typing
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+LARGEST = 2**63
 
 
 def apply_settings(config: T, settings: list[str]) -> T:
@@ -78,9 +79,9 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
                 return tuple(_typed(name, kind, part) for kind, part in zip(kinds, value, strict=True))
     elif hint is float:
         if type(value) in (int, float):
-            return value
+            return _bounded(name, value)
     elif type(value) is hint:
-        return value
+        return _bounded(name, value) if hint is int else value
     raise ValueError(f"{name} is {value!r} in what was saved; it must be {getattr(hint, '__name__', hint)}")
 
 
@@ -130,8 +131,16 @@ def parse(name: str, hint: Any, text: str) -> Any:
         raise ValueError(f"{name} is {text!r}; it must be true or false")
     if hint in (int, float):
         try:
-            return hint(text.replace("_", "")) if hint is int else float(text)
+            value = hint(text.replace("_", "")) if hint is int else float(text)
         except ValueError:
             kind = "a whole number" if hint is int else "a number"
             raise ValueError(f"{name} is {text!r}; it must be {kind}") from None
+        return _bounded(name, value)
     return text
+
+
+def _bounded(name: str, value: float) -> float:
+    """A number that 64 bits hold, no NaN among them: no comparison refuses one."""
+    if not -LARGEST < value < LARGEST:
+        raise ValueError(f"{name} is {value:.9g}; it must be a finite number, below 2^63")
+    return value

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+# Far beyond any published net: a mistyped or a stranger's configuration shall not build for hours.
+MOST = {"num_exits": 100, "base": 1000, "step": 1000, "num_classes": 1_000_000} | dict.fromkeys(
+    ("first_channels", "growth", "classifier_channels"), 65_536
+)
+MOST_FACTOR, MOST_SCALES, MOST_LAYERS = 1024, 16, 1000
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -52,6 +58,9 @@ class ModelConfig:
         for name in ("first_channels", "growth", "base", "step", "num_exits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at most {most}")
         for name in ("num_classes", "classifier_channels"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 0")
@@ -64,6 +73,16 @@ class ModelConfig:
             raise ValueError(
                 f"model.growth_factors has {len(self.growth_factors)} scales and model.bottleneck_factors "
                 f"{len(self.bottleneck_factors)}; give one number a scale in both"
+            )
+        if max(self.growth_factors + self.bottleneck_factors) > MOST_FACTOR or len(self.growth_factors) > MOST_SCALES:
+            raise ValueError(
+                f"model.growth_factors has {len(self.growth_factors)} scales, factors up to {max(self.growth_factors)} "
+                f"and {max(self.bottleneck_factors)}; there may be {MOST_SCALES} scales and factors up to {MOST_FACTOR}"
+            )
+        if sum(self.layers_per_block) > MOST_LAYERS:
+            raise ValueError(
+                f"model.num_exits {self.num_exits}, model.base {self.base} and model.step {self.step} make "
+                f"{sum(self.layers_per_block)} layers; set smaller ones, for at most {MOST_LAYERS}"
             )
         for name, value in (("reduction", self.reduction), ("compression", self.compression)):
             if not 0.0 < value < 1.0:

@@ -19,6 +19,9 @@ class WeightNetConfig:
     inputs: Literal["losses", "confidences", "both"] = "losses"
 
     def __post_init__(self) -> None:
+        for name, most in (("depth", 100), ("width", 65_536)):
+            if getattr(self, name) > most:
+                raise ValueError(f"weight_net.{name} is {getattr(self, name)}; it must be at most {most}")
         for name in ("depth", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"weight_net.{name} is {getattr(self, name)}; it must be at least 1")

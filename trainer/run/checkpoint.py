@@ -174,7 +174,10 @@ def keep_as_best(run_folder: Path, iteration: int) -> Path:
     Raises CheckpointError where the disk refuses.
     """
     parent = Path(run_folder) / "checkpoints"
-    source = [folder for folder in step_folders(parent) if _age(folder)[0] == iteration][-1]
+    found = [folder for folder in step_folders(parent) if _age(folder)[0] == iteration]
+    if not found:
+        raise CheckpointError(f"{parent} has no checkpoint of iteration {iteration} any more to keep as the best one")
+    source = found[-1]
     best, temporary = parent / f"{BEST}{source.name}", parent / f"{TEMPORARY}{BEST}{source.name}"
     if best.is_dir():
         return best

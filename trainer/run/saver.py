@@ -15,6 +15,7 @@ from trainer.run.distributed import Ranks
 from trainer.run.folder import RunFolder
 from trainer.run.health import diverged
 from trainer.run.interval import Interval
+from trainer.run.manifest import CheckpointError
 from trainer.run.writer import Writer
 from trainer.telemetry.telemetry import Telemetry
 
@@ -106,7 +107,11 @@ class Saver:
         self.save(state, unless_done=True)
         self.settle(block=True)
         if self.ranks.is_first and self.saved_at == state.progress.iteration:
-            kept = keep_as_best(self.folder.path, self.saved_at)
+            try:
+                kept = keep_as_best(self.folder.path, self.saved_at)
+            except CheckpointError as error:
+                self.telemetry.checkpoint_failed(self.saved_at, str(error))
+                return
             self.telemetry.event("best checkpoint", iteration=self.saved_at, top1=round(score, 2), folder=kept.name)
 
     def close(self) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from trainer.run.interval import Interval
 
+MOST_EPOCHS = 1_000_000
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -31,4 +33,6 @@ class RunConfig:
         for name in ("epochs", "evaluate_every", "evaluation_batch", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.epochs > MOST_EPOCHS:
+            raise ValueError(f"run.epochs is {self.epochs}; it must be at most {MOST_EPOCHS}")
         Interval.time(self.grace, "run.grace")

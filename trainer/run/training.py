@@ -199,7 +199,10 @@ class Training:
             "data_fingerprint": self.images.fingerprint,
         }
         if self.ranks.is_first:
-            self.folder.write_summary(summary)
+            try:
+                self.folder.write_summary(summary)
+            except OSError as error:  # the state is safe, and the summary printed
+                self.telemetry.event("summary failed", reason=str(error))
         self.telemetry.close(status=summary["status"], iteration=progress.iteration)
         self.ranks.barrier()  # torchrun ends the others once one rank has left: none may while the first one writes
         return summary
