@@ -71,10 +71,9 @@ def _operations(net: MultiExitNet, image_size: int) -> list[Operations]:
         if not any(module.children()):
             module.register_forward_hook(lambda leaf, _, output: counts.add(leaf, output))
     until_exit = []
-    features = net.stem(torch.empty(1, 3, image_size, image_size, device="meta"))
-    for block, classifier in net.stages():
-        features = block(features)
-        classifier(features[-1])
+    features, logits = net.stem(torch.empty(1, 3, image_size, image_size, device="meta")), None
+    for k in range(net.num_exits):
+        features, logits = net.step(k, features, logits)
         until_exit.append(Operations(**vars(counts)))
     return until_exit
 

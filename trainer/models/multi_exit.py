@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from trainer.models.equilibrium import Equilibrium
 from trainer.models.recompute import recomputed
 
 
@@ -17,10 +18,16 @@ class MultiExitNet(nn.Module):
     stem        images -> list of features
     blocks      list of features -> list of features; the last one of the list is what the block's exit reads
     classifiers feature -> logits
+    equilibrium gradients of every block are rescaled while training (METHOD: IMTA, phase 1)
     """
 
     def __init__(
-        self, stem: nn.Module, blocks: Iterable[nn.Module], classifiers: Iterable[nn.Module], batch_norm: str = "batch"
+        self,
+        stem: nn.Module,
+        blocks: Iterable[nn.Module],
+        classifiers: Iterable[nn.Module],
+        batch_norm: str = "batch",
+        equilibrium: bool = False,
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -29,6 +36,7 @@ class MultiExitNet(nn.Module):
         self.batch_norm = batch_norm
         self.recompute = False  # blocks compute their activations again in the backward pass, instead of keeping them
         assert len(self.blocks) == len(self.classifiers)
+        self.equilibrium = Equilibrium(len(self.blocks)) if equilibrium else None
         self.train()
 
     @property
@@ -36,21 +44,35 @@ class MultiExitNet(nn.Module):
         return len(self.blocks)
 
     def stages(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """The K pairs (block, classifier): a walk that may stop after any exit, keeping only some samples.
-
-        features = net.stem(images); then, pair after pair: features = block(features); classifier(features[-1]).
-        Every tensor of `features` has the batch as its first dimension.
-        """
+        """The K pairs (block, classifier)."""
         return zip(self.blocks, self.classifiers, strict=True)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features = self.stem(images)
-        logits = []
-        for block, classifier in zip(self.blocks, self.classifiers, strict=True):
-            keeps = not self.recompute or not torch.is_grad_enabled()
-            features = block(features) if keeps else recomputed(block, features)
-            logits.append(classifier(features[-1]))
+        features, logits = self.stem(images), list[Tensor]()
+        for k in range(self.num_exits):
+            features, here = self.step(k, features, logits[-1] if logits else None)
+            logits.append(here)
         return logits
+
+    def step(self, k: int, features: list[Tensor], before: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Block k (from 0) and its exit: (features that go on, logits [n, classes]). The walk may stop after any exit.
+
+        features  of net.stem(images), then of the step before; each tensor has the batch as its first dimension, and
+                  samples that left may be taken out of all of them
+        before    the same samples' logits at exit k - 1: exits that collaborate read them, others do not
+        """
+        block = self.blocks[k]
+        keeps = not self.recompute or not torch.is_grad_enabled()
+        features = block(features) if keeps else recomputed(block, features)
+        if self.equilibrium is None:
+            return features, self.read(k, features[-1], before)
+        coarsest = self.equilibrium.at_exit[k](features[-1])
+        logits = self.read(k, coarsest, before)
+        return [*features[:-1], self.equilibrium.onward[k](coarsest)], logits
+
+    def read(self, k: int, feature: Tensor, before: Tensor | None) -> Tensor:
+        """What exit k (from 0) says of the feature that block k ends in."""
+        return self.classifiers[k](feature)
 
     def train(self, mode: bool = True) -> MultiExitNet:
         """As for every module; with batch_norm "running", batch-norms stay on their running statistics."""
