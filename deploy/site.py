@@ -1,0 +1,196 @@
+"""A site's profile: what its clusters want beyond the job, from a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_STAGING = re.compile(r"(/|\$[A-Za-z_][A-Za-z0-9_]*)[^\n]*")
+
+_KINDS = {str: "a string", int: "a whole number", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Table [ports].
+
+    rendezvous  where torchrun's nodes meet; Slurm adds the job's number modulo 1000, so that jobs of one node differ
+    telemetry   of the Prometheus endpoint; 0 leaves telemetry.port as it is
+    """
+
+    rendezvous: int = 29400
+    telemetry: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("rendezvous", 1024), ("telemetry", 0)):
+            if not least <= getattr(self, name) <= 64_000:
+                raise ValueError(f"ports.{name} is {getattr(self, name)}; it must lie in [{least}, 64000]")
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Table [slurm]; "" leaves a choice to the cluster.
+
+    modules           loaded on the node before anything else
+    container_kind    pyxis (srun --container-image) | apptainer (apptainer exec)
+    container_image   an image's address or file; "": no container
+    container_mounts  as SOURCE:TARGET, besides the run folder and the data, which are always mounted
+    staging           folder of a node's own disk that the data is copied to first, as /scratch or $SLURM_TMPDIR
+    cpu_bind          of srun: none | cores | sockets | ldoms
+    gpu_bind          of srun, "" for none; torchrun's processes need all GPUs of the node
+    signal_seconds    how long before the end the job is told; 0: its grace and 60 s, for Slurm's clock is coarse
+    options           more of sbatch's, one a string: ["--exclusive", "--mail-type=FAIL"]
+    """
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    reservation: str = ""
+    modules: tuple[str, ...] = ()
+    container_kind: str = "pyxis"
+    container_image: str = ""
+    container_mounts: tuple[str, ...] = ()
+    staging: str = ""
+    cpu_bind: str = "none"
+    signal_seconds: int = 0
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.container_kind not in ("pyxis", "apptainer"):
+            raise ValueError(f"slurm.container_kind is {self.container_kind!r}; it must be pyxis or apptainer")
+        if self.cpu_bind not in ("none", "cores", "sockets", "ldoms"):
+            raise ValueError(f"slurm.cpu_bind is {self.cpu_bind!r}; it must be none, cores, sockets or ldoms")
+        if not 0 <= self.signal_seconds <= 65535:
+            raise ValueError(f"slurm.signal_seconds is {self.signal_seconds}; Slurm takes 0 to 65535")
+        if self.staging and not _STAGING.fullmatch(self.staging):
+            raise ValueError(f"slurm.staging is {self.staging!r}; it must begin with / or with $VARIABLE")
+        for mount in self.container_mounts:
+            if ":" not in mount or "," in mount:
+                raise ValueError(f"slurm.container_mounts has {mount!r}; write SOURCE:TARGET, without commas")
+        for option in self.options:
+            if not option.startswith("--"):
+                raise ValueError(f"slurm.options has {option!r}; write an option of sbatch, as --exclusive")
+
+
+@dataclass(frozen=True)
+class Kubernetes:
+    """Table [kubernetes]; "" leaves a choice to the cluster.
+
+    api              auto (asks the cluster) | trainjob (Kubeflow Trainer v2) | jobset
+    image            that the pods run; needed
+    image_secret     name of the secret that pulls it
+    queue            Kueue's local queue
+    volumes          MOUNT = "pvc:CLAIM[/SUBPATH]" | "hostPath:/FOLDER": where data and runs lie; an S3 bucket is the
+                     claim of its CSI driver
+    secrets          VARIABLE = "SECRET/KEY", by reference alone
+    shared_memory    of a pod, as 16Gi
+    """
+
+    namespace: str = ""
+    context: str = ""
+    api: str = "auto"
+    image: str = ""
+    image_secret: str = ""
+    queue: str = ""
+    priority_class: str = ""
+    service_account: str = ""
+    shared_memory: str = "16Gi"
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SkyPilot:
+    """Table [skypilot]; "" leaves a choice to SkyPilot.
+
+    accelerator  name of a GPU, as H100; the job says how many
+    """
+
+    cloud: str = ""
+    region: str = ""
+    accelerator: str = ""
+    image: str = ""
+    use_spot: bool = False
+    file_mounts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Site:
+    """The whole profile.
+
+    python       that the nodes run, with earlybird installed; "": the one that submits, python3 in a container
+    environment  variables of every job, such as NCCL's
+    """
+
+    python: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ports: Ports = field(default_factory=Ports)
+    slurm: Slurm = field(default_factory=Slurm)
+    kubernetes: Kubernetes = field(default_factory=Kubernetes)
+    skypilot: SkyPilot = field(default_factory=SkyPilot)
+
+
+def read_site(given: str = "") -> Site:
+    """The profile of --site: a file, or NAME for ~/.config/earlybird/NAME.toml; "" is EARLYBIRD_SITE, else site.toml
+    there if it is there, else all defaults. ValueError in one line for what cannot be read or has no effect."""
+    asked = given or os.environ.get("EARLYBIRD_SITE", "")
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "earlybird"
+    path = Path(asked) if "/" in asked or asked.endswith(".toml") else folder / f"{asked or 'site'}.toml"
+    if not asked and not path.exists():
+        return Site()
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--site {path}: {error.strerror}; give a TOML file or the name of one in {folder}") from None
+    except ValueError as error:
+        raise ValueError(f"--site {path} is no TOML: {error}") from None
+    try:
+        return site_from(values)
+    except ValueError as error:
+        raise ValueError(f"--site {path}: {error}") from None
+
+
+def site_from(values: dict[str, Any]) -> Site:
+    """A profile from plain values; ValueError naming an unknown key, with the nearest known one, or a wrong type."""
+    return typing.cast(Site, _built(Site, values, ""))
+
+
+def _built(kind: type, values: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1)
+            meant = f"; did you mean {prefix}{near[0]}?" if near else f"; known are {', '.join(hints)}"
+            raise ValueError(f"unknown key {prefix}{name}{meant}")
+        read[name] = _value(f"{prefix}{name}", hints[name], value)
+    return kind(**read)
+
+
+def _value(name: str, hint: Any, value: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, dict):
+            return _built(typing.cast(type, hint), value, f"{name}.")
+        raise ValueError(f"{name} is {value!r}; it must be a table, [{name}]")
+    if origin is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise ValueError(f'{name} is {value!r}; it must be a list of strings, ["a", "b"]')
+    if origin is not None:  # Mapping[str, str]
+        if isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
+            return dict(value)
+        raise ValueError(f'{name} is {value!r}; it must be a table of strings, NAME = "value"')
+    if type(value) is not hint:
+        raise ValueError(f"{name} is {value!r}; it must be {_KINDS[hint]}")
+    return value
