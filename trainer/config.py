@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloading.config import DataConfig
+from trainer.learning.distillation import DistillationConfig
 from trainer.learning.meta_gradient import MetaConfig
 from trainer.learning.optim import OptimConfig
 from trainer.learning.precision import PrecisionConfig
@@ -25,7 +26,10 @@ from trainer.telemetry.prometheus import TelemetryConfig
 
 @dataclass(frozen=True)
 class Config:
-    """What a recipe returns, `--set` changes and the run folder keeps: enough to repeat the run."""
+    """What a recipe returns, `--set` changes and the run folder keeps: enough to repeat the run.
+
+    start_from  run folder whose net this run begins with (`--from`; model.imta=finetune), "" for none
+    """
 
     recipe: str
     model: ModelConfig
@@ -34,12 +38,14 @@ class Config:
     sample_weights: SampleWeightsConfig = field(default_factory=SampleWeightsConfig)
     weight_net: WeightNetConfig = field(default_factory=WeightNetConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     run: RunConfig = field(default_factory=RunConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     seed: int = 0
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -48,6 +54,26 @@ class Config:
             raise ValueError(
                 f"meta.form is double_backward, whose graph must hold the whole half at once, with optim.accumulation "
                 f"{self.optim.accumulation}; use optim.accumulation=1 or meta.form=exact"
+            )
+        self._check_imta()
+
+    def _check_imta(self) -> None:
+        imta = self.model.imta
+        if imta == "pretrain" and self.meta.form == "finite_difference" and self.sample_weights.enabled:
+            raise ValueError(
+                "meta.form is finite_difference, which takes gradients from losses, with model.imta pretrain, which "
+                "rescales gradients; use meta.form=exact"
+            )
+        if imta == "finetune" and self.optim.recompute:
+            raise ValueError("optim.recompute is on, but model.imta finetune keeps no activations: turn it off")
+        if imta != "finetune" and self.distillation != DistillationConfig():
+            raise ValueError(
+                f"distillation is for model.imta finetune, and model.imta is {imta}; leave it at its defaults, or "
+                f"train a recipe ...-imta-finetune"
+            )
+        if imta != "finetune" and self.start_from:
+            raise ValueError(
+                f"--from {self.start_from} is for recipes ...-imta-finetune (model.imta is {imta}); leave it out"
             )
 
 

@@ -41,7 +41,7 @@ def random_batch(config: Config, state: TrainState, num_images: int, num_classes
 
 def run_iteration(state: TrainState, batch: Batch) -> None:
     """Both halves' steps, without what the loop does between iterations."""
-    for train_half, meta_half in batch.crossed_halves():
+    for train_half, meta_half in state.network.seen(batch).crossed_halves():
         forward = HalfForward(state.network, train_half, record=state.meta_due)
         if state.meta_due:
             meta_step(state, forward, meta_half)

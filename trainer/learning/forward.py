@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -15,10 +15,14 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from dataloading.batch import Batch
+from kernels.backend import Choice
 from kernels.exit_losses import ExitLosses, exit_losses, exit_losses_jvp
 from trainer.learning.collectives import collective_spans
+from trainer.learning.distillation import DistillationConfig, distilled, distilled_jvp
 from trainer.learning.precision import Precision
 from trainer.learning.tangent_replay import Tape, replayable
+from trainer.models.equilibrium import true_gradients
+from trainer.models.imta import ImtaHead, ImtaNet
 from trainer.models.multi_exit import MultiExitNet
 from trainer.telemetry.spans import Mark, mark
 
@@ -29,49 +33,81 @@ Logits = Sequence[Tensor]
 class Network:
     """The backbone as the steps see it.
 
-    module   the bare net: parameters, buffers, and every pass at other parameters than its own
-    tracked  what a training forward calls: the net itself, compiled or wrapped in DDP
-    compiled the compiled net, where there is one; it serves the passes at other parameters too
+    module   the bare net, images to logits
+    trained  what of it trains: all, or the head of a frozen net. Its parameters, buffers and passes at other parameters
+             than its own are those of training; its input is what `seen` gives
+    tracked  what a training forward calls: `trained` itself, compiled or wrapped in DDP
+    compiled `trained` compiled, where it is; it serves the passes at other parameters too
     """
 
     module: MultiExitNet
+    trained: MultiExitNet | ImtaHead
     tracked: Callable[[Tensor], Logits]
     precision: Precision
     label_smoothing: float = 0.0
     accumulation: int = 1
     compiled: nn.Module | None = None
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.module.named_parameters())
+        return dict(self.trained.named_parameters())
 
     @cached_property
     def buffers(self) -> list[Tensor]:
-        return list(self.module.buffers())
+        return list(self.trained.buffers())
+
+    @property
+    def judges_as_it_trains(self) -> bool:
+        """Whether a training pass has the gradients of the cross-entropies themselves, neither rescaled nor distilled:
+        what the meta loss is made of."""
+        return self.module.equilibrium is None and not isinstance(self.trained, ImtaHead)
+
+    def seen(self, batch: Batch) -> Batch:
+        """The batch as what trains sees it: with the frozen net's features in the place of images, where one is."""
+        if not isinstance(self.module, ImtaNet):
+            return batch
+        with self.precision.autocast():
+            features = self.module.seen(batch.images)
+        return replace(batch, images=features.to(self.precision.parameter_dtype))
 
     @cached_property
     def replayable(self) -> bool:
         """Whether a forward pass can be recorded and followed leaf by leaf: a compiled one has no leaves, one that is
         computed again keeps none."""
-        return self.compiled is None and not self.module.recompute and not replayable(self.module)
+        return self.compiled is None and not self.module.recompute and not replayable(self.trained)
 
-    def logits(self, images: Tensor, parameters: dict[str, Tensor] | None = None, eager: bool = False) -> Logits:
+    def logits(
+        self, images: Tensor, parameters: dict[str, Tensor] | None = None, eager: bool = False, judging: bool = False
+    ) -> Logits:
         """K train-mode logits [n, C]; at other parameters than the net's own, its buffers are left alone.
 
-        eager: for what a compiled net cannot do, a second derivative or dual tensors.
+        eager: for what a compiled net cannot do, a second derivative or dual tensors; judging: see `losses`.
         """
-        with self.precision.autocast():
+        with self.precision.autocast(), true_gradients(self.trained) if judging else nullcontext():
             images = images.to(self.precision.parameter_dtype) if images.dtype == torch.float32 else images
             if parameters is None:
                 return self.tracked(images)
-            with untracked_batch_norm(self.module):
+            with untracked_batch_norm(self.trained):
                 if eager or self.compiled is None:
-                    return functional_call(self.module, parameters, (images,))
+                    return functional_call(self.trained, parameters, (images,))
                 named = {f"_orig_mod.{name}": value for name, value in parameters.items()}
                 return functional_call(self.compiled, named, (images,))
 
-    def losses(self, logits: Logits, part: Batch) -> ExitLosses:
-        return exit_losses(logits, part.labels, self.label_smoothing)
+    def losses(self, logits: Logits, part: Batch, judging: bool = False, backend: Choice = "auto") -> ExitLosses:
+        """judging: for the meta loss, which is of cross-entropies; what is trained on may be distilled."""
+        found = exit_losses(logits, part.labels, self.label_smoothing, backend)
+        if judging or not isinstance(self.trained, ImtaHead):
+            return found
+        taught = self.trained.taught(part.images)
+        return found._replace(losses=distilled(found.losses, logits, taught, self.distillation))
+
+    def losses_jvp(self, logits: Logits, tangents: Logits, part: Batch) -> Tensor:
+        """[n, K] derivative of the losses that are trained on along the logits' tangents."""
+        slopes = exit_losses_jvp(logits, tangents, part.labels, self.label_smoothing)
+        if not isinstance(self.trained, ImtaHead):
+            return slopes
+        return distilled_jvp(slopes, logits, tangents, self.trained.taught(part.images), self.distillation)
 
     def sync(self, last: bool) -> AbstractContextManager:
         """Context of a backward pass: DDP averages gradients in the last micro-batch only."""
@@ -97,7 +133,8 @@ class Network:
 @contextmanager
 def untracked_batch_norm(module: nn.Module) -> Iterator[None]:
     """Training batch-norms normalise by the batch as always, but leave their running statistics alone."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats]
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d
+    norms = [m for m in module.modules() if isinstance(m, kinds) and m.training and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
     try:
@@ -117,19 +154,25 @@ class HalfForward:
     """
 
     def __init__(
-        self, network: Network, half: Batch, parameters: dict[str, Tensor] | None = None, record: bool = False
+        self,
+        network: Network,
+        half: Batch,
+        parameters: dict[str, Tensor] | None = None,
+        record: bool = False,
+        judging: bool = False,
     ) -> None:
-        """parameters: None for the net's own. record: keep what a directional derivative needs, where that can be."""
-        self.network, self.half, self.at = network, half, parameters
+        """parameters: None for the net's own. record: keep what a directional derivative needs, where that can be.
+        judging: a pass for the meta loss."""
+        self.network, self.half, self.at, self.judging = network, half, parameters, judging
         self.parts = half.micro_batches(network.accumulation)
         self._graph: ExitLosses | None = None
         self._values: ExitLosses | None = None
         self._logits: Logits = ()
-        self._tape = Tape(network.module) if record and network.replayable and len(self.parts) == 1 else None
+        self._tape = Tape(network.trained) if record and network.replayable and len(self.parts) == 1 else None
         if len(self.parts) == 1:
             with self._tape.recording() if self._tape is not None else nullcontext():
-                self._logits = network.logits(half.images, parameters)
-            self._graph = network.losses(self._logits, half)
+                self._logits = network.logits(half.images, parameters, judging=judging)
+            self._graph = network.losses(self._logits, half, judging)
             self._values = _detached([self._graph])
 
     @property
@@ -185,7 +228,7 @@ class HalfForward:
     def _at_leaves(self, part: Batch) -> ExitLosses:
         """A pass of its own that moves no running statistics."""
         at: dict[str, Tensor] = {**self.network.parameters} if self.at is None else self.at
-        return self.network.losses(self.network.logits(part.images, at), part)
+        return self.network.losses(self.network.logits(part.images, at, judging=self.judging), part, self.judging)
 
     def _rows(self, cotangent: Tensor) -> Iterator[tuple[Batch, Tensor]]:
         return zip(self.parts, cotangent.split(len(self.parts[0])), strict=True)
@@ -217,7 +260,7 @@ class Linearised:
             with torch.no_grad():
                 with network.precision.autocast():
                     tangents = self.tape.replay(self.half.images, self.at, moves)
-                return exit_losses_jvp(self.logits, tangents, self.half.labels, network.label_smoothing)
+                return network.losses_jvp(self.logits, tangents, self.half)
         rows = []
         with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)  # torch's own forward-mode rules

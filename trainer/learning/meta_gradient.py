@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.func import functional_call
 
 from dataloading.batch import Batch
-from kernels.exit_losses import exit_losses
 from kernels.exit_routing import quotas, route
 from kernels.lookahead import lookahead
 from trainer.learning.collectives import gather_rows, mean_over_ranks, sum_over_ranks, world_size
@@ -88,7 +87,11 @@ def meta_step(state: TrainState, forward: HalfForward, meta_half: Batch) -> dict
     assert state.weight_net is not None
     if state.config.meta.schedule == "online" and state.update is not None:
         update, state.update = state.update, None
-        cotangent, meta_loss = judged(state, update, forward)
+        judge = forward
+        if not state.network.judges_as_it_trains:
+            at = {name: p.detach().clone().requires_grad_() for name, p in state.network.parameters.items()}
+            judge = HalfForward(state.network, forward.half, at, judging=True)
+        cotangent, meta_loss = judged(state, update, judge)
         state.step_weight_net(update.weights, cotangent)
         return {"meta_loss": meta_loss}
     weights = weigh(state.weight_net, forward.values.losses, forward.values.confidences, state.config.sample_weights)
@@ -109,7 +112,9 @@ def meta_gradient(
     scale = state.loss_scale()
     grads = mean_over_ranks(forward.gradient(weights.values * (scale / len(weights.values))))
     ahead = _look_ahead(state, list(torch._foreach_div(grads, scale)) if state.scaled else grads)
-    return judged(state, Update(weights, forward.linearised()), HalfForward(state.network, meta_half, ahead))
+    return judged(
+        state, Update(weights, forward.linearised()), HalfForward(state.network, meta_half, ahead, judging=True)
+    )
 
 
 def judged(state: TrainState, update: Update, meta: HalfForward) -> tuple[Tensor, Tensor]:
@@ -130,7 +135,7 @@ def judged(state: TrainState, update: Update, meta: HalfForward) -> tuple[Tensor
     factor = 1.0 + optim.momentum if optim.nesterov else 1.0
     num_samples = len(update.losses.half) * world_size()
     slope = slope * (-state.lr * factor / num_samples) / stretch
-    if state.scaled and meta.at is None:
+    if state.scaled and state.config.meta.schedule == "online":
         # A real update that overflowed was left out: no weight had a part in where the parameters are.
         now = [p.detach() for p in state.network.parameters.values()]
         steps = torch._foreach_sub(now, list(update.losses.at.values()))
@@ -175,14 +180,14 @@ def _finite_difference(losses: Linearised, v: list[Tensor], length: float) -> Te
     """
     network, step = losses.network, length / _norm(v)
     moved = []
-    with torch.no_grad(), untracked_batch_norm(network.module):
+    with torch.no_grad(), untracked_batch_norm(network.trained):
         for sign in (1.0, -1.0):
             ends = torch._foreach_add(list(losses.at.values()), torch._foreach_mul(v, sign * step))
             at = dict(zip(losses.at, ends, strict=True))
             rows = []
             for part in losses.parts:
-                logits = functional_call(network.module, at, (part.images.to(network.precision.parameter_dtype),))
-                rows.append(exit_losses(logits, part.labels, network.label_smoothing).losses)
+                logits = functional_call(network.trained, at, (part.images.to(network.precision.parameter_dtype),))
+                rows.append(network.losses(logits, part).losses)
             moved.append(torch.cat(rows))
     return (moved[0] - moved[1]) / (2.0 * step)
 
@@ -209,7 +214,7 @@ def _by_double_backward(
     parameters = network.parameters
     w = weights.values.clone().requires_grad_()
     logits = network.logits(train_half.images, dict(parameters), eager=True)
-    losses = exit_losses(logits, train_half.labels, network.label_smoothing, backend="reference").losses
+    losses = network.losses(logits, train_half, backend="reference").losses
     weighted = (w * losses).sum() / len(losses)
     grads = torch.autograd.grad(weighted, list(parameters.values()), create_graph=True)
     if world_size() > 1:
@@ -227,8 +232,8 @@ def _by_double_backward(
     )
     for theta in ahead:
         theta.register_hook(lambda grad: sum_over_ranks([grad])[0])
-    logits = network.logits(meta_half.images, dict(zip(parameters, ahead, strict=True)), eager=True)
-    meta = exit_losses(logits, meta_half.labels, network.label_smoothing, backend="reference")
+    logits = network.logits(meta_half.images, dict(zip(parameters, ahead, strict=True)), eager=True, judging=True)
+    meta = network.losses(logits, meta_half, judging=True, backend="reference")
     cotangent, meta_loss = meta_cotangent(meta.losses.detach(), meta.confidences, state.config.meta.ratio)
     # As in the authors' program the pass goes on to the backbone's parameters; what it finds there is dropped.
     grads = torch.autograd.grad(meta.losses, [w, *parameters.values()], cotangent, allow_unused=True)

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from trainer.models.equilibrium import GradientScale
+
 Kept = dict[str, Tensor]
 
 
@@ -116,7 +118,12 @@ def _linear(_: nn.Linear, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -
     return F.linear(t, at["weight"]) + F.linear(kept["x"], moves["weight"], moves.get("bias"))
 
 
-def _batch_norm(leaf: nn.BatchNorm2d, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+def _gradient_scale(leaf: GradientScale, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+    assert t is not None
+    return leaf.factor * t
+
+
+def _batch_norm(leaf: nn.BatchNorm1d | nn.BatchNorm2d, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
     """y' = J t + gamma' xhat + beta' in two passes over memory: slope_t * t + slope_x * x + offset, by channel.
 
     J, the Jacobian in x, is its own adjoint up to gamma: the two sums over t that it takes in batch statistics are what
@@ -128,7 +135,8 @@ def _batch_norm(leaf: nn.BatchNorm2d, kept: Kept, at: Kept, moves: Kept, t: Tens
         if "mean" in kept:
             mean, invstd = kept["mean"], kept["invstd"]
         else:
-            variance, mean = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, dim=(0, 2, 3), correction=0)
+            single, dims = x.float() if x.dtype.itemsize < 4 else x, (0, *range(2, x.dim()))
+            variance, mean = torch.var_mean(single, dim=dims, correction=0)
             invstd = (variance + leaf.eps).rsqrt()
         _, along_xhat, along_one = torch.ops.aten.native_batch_norm_backward(
             t, x, at["weight"], None, None, mean, invstd, True, leaf.eps, [False, True, True]
@@ -142,7 +150,8 @@ def _batch_norm(leaf: nn.BatchNorm2d, kept: Kept, at: Kept, moves: Kept, t: Tens
         mean, invstd = leaf.running_mean, (leaf.running_var + leaf.eps).rsqrt()
         slope_t, slope_x = at["weight"] * invstd, moves["weight"] * invstd
         offset = moves["bias"] - slope_x * mean
-    slope_t, slope_x, offset = (values.to(x.dtype)[:, None, None] for values in (slope_t, slope_x, offset))
+    shape = (-1, *[1] * (x.dim() - 2))
+    slope_t, slope_x, offset = (values.to(x.dtype).view(shape) for values in (slope_t, slope_x, offset))
     return torch.addcmul(offset, x, slope_x).addcmul_(t, slope_t)
 
 
@@ -168,10 +177,12 @@ def _linear_map(leaf: nn.Module, kept: Kept, at: Kept, moves: Kept, t: Tensor | 
 RULES: dict[type[nn.Module], tuple[Callable[[Tensor, Tensor], Kept], Callable[..., Tensor]]] = {
     nn.Conv2d: (_keep_input, _conv),
     nn.Linear: (_keep_input, _linear),
+    nn.BatchNorm1d: (_keep_batch_norm, _batch_norm),
     nn.BatchNorm2d: (_keep_batch_norm, _batch_norm),
     nn.ReLU: (_keep_output, _relu),
     nn.MaxPool2d: (_keep_max_pool, _max_pool),
     nn.AvgPool2d: (lambda x, y: {}, _linear_map),
     nn.AdaptiveAvgPool2d: (lambda x, y: {}, _linear_map),
     nn.Flatten: (lambda x, y: {}, _linear_map),
+    GradientScale: (lambda x, y: {}, _gradient_scale),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainer.models.blocks import initialise
 from trainer.models.config import ModelConfig
+from trainer.models.imta import ImtaNet
 from trainer.models.msdnet import msdnet
 from trainer.models.multi_exit import MultiExitNet
 from trainer.models.ranet import ranet
@@ -19,5 +20,7 @@ def build_model(config: ModelConfig, num_classes: int) -> MultiExitNet:
             "set model.num_classes=0 to follow the data"
         )
     net = (msdnet if config.net == "msdnet" else ranet)(config, num_classes)
+    if config.imta == "finetune":
+        net = ImtaNet(net, num_classes)
     initialise(net)
     return net

@@ -34,6 +34,8 @@ class ModelConfig:
     blocks              RANet: blocks of each sub-network, coarsest first
     compression         RANet: share of a fused layer's new channels that the coarser sub-network gives
     batch_norm          "batch": batch statistics while training; "running": running statistics also then
+    imta                "pretrain": gradient equilibrium while training; "finetune": that net frozen, with new exits
+                        that collaborate; "off": neither (METHOD: IMTA)
     """
 
     net: Literal["msdnet", "ranet"] = "msdnet"
@@ -53,6 +55,7 @@ class ModelConfig:
     blocks: tuple[int, ...] = ()
     compression: float = 0.25
     batch_norm: Literal["batch", "running"] = "batch"
+    imta: Literal["off", "pretrain", "finetune"] = "off"
 
     def __post_init__(self) -> None:
         for name in ("first_channels", "growth", "base", "step", "num_exits"):
@@ -105,6 +108,8 @@ class ModelConfig:
             )
 
     def _check_ranet(self) -> None:
+        if self.imta != "off":
+            raise ValueError(f"model.imta is {self.imta}, which is for MSDNets; set model.net=msdnet or model.imta=off")
         if not len(self.scales) == len(self.blocks) == len(self.growth_factors):
             raise ValueError(
                 f"a RANet has one entry a sub-network in model.growth_factors {self.growth_factors}, "

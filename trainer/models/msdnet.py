@@ -94,4 +94,4 @@ def msdnet(config: ModelConfig, num_classes: int) -> MultiExitNet:
             layers.append(layer)
         blocks.append(MultiScaleBlock(layers))
         classifiers.append(Classifier(width * factors[-1], config.classifier_channels, num_classes))
-    return MultiExitNet(stem, blocks, classifiers, config.batch_norm)
+    return MultiExitNet(stem, blocks, classifiers, config.batch_norm, equilibrium=config.imta == "pretrain")

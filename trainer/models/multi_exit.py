@@ -48,7 +48,8 @@ class MultiExitNet(nn.Module):
         return zip(self.blocks, self.classifiers, strict=True)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features, logits = self.stem(images), list[Tensor]()
+        features = self.stem(images)
+        logits: list[Tensor] = []
         for k in range(self.num_exits):
             features, here = self.step(k, features, logits[-1] if logits else None)
             logits.append(here)
@@ -79,7 +80,7 @@ class MultiExitNet(nn.Module):
         super().train(mode)
         if self.batch_norm == "running":
             for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                     module.eval()
         return self
 

@@ -17,6 +17,7 @@ from trainer.learning.optim import build_sgd
 from trainer.learning.precision import Precision, resolve_precision
 from trainer.learning.state import Progress, TrainState
 from trainer.models.build import build_model
+from trainer.models.imta import ImtaHead, ImtaNet
 from trainer.models.multi_exit import MultiExitNet
 from trainer.models.weight_net import WeightNet
 from trainer.run.distributed import Ranks
@@ -45,19 +46,22 @@ def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ran
         weight_net_optimizer = torch.optim.Adam(
             weight_net.parameters(), lr=config.meta.lr, weight_decay=config.meta.weight_decay
         )
-    compiled = _compiled(module) if precision.compile else None
+    trained = module.head() if isinstance(module, ImtaNet) else module
+    compiled = _compiled(trained) if precision.compile else None
     network = Network(
         module,
-        _tracked(module, compiled, ranks, config.data.image_size),
+        trained,
+        _tracked(trained, compiled, ranks, config.data.image_size),
         precision,
         config.optim.label_smoothing,
         config.optim.micro_batches(ranks.world_size),
         compiled,
+        config.distillation,
     )
     return TrainState(
         config=config,
         network=network,
-        optimizer=build_sgd(module.parameters(), config.optim),
+        optimizer=build_sgd(trained.parameters(), config.optim),
         weight_net=weight_net,
         weight_net_optimizer=weight_net_optimizer,
         scaler=torch.amp.GradScaler(precision.device.type, enabled=precision.scaled),
@@ -72,13 +76,13 @@ def _compiled(module: nn.Module) -> nn.Module:
     return torch.compile(module)  # type: ignore[return-value]
 
 
-def _tracked(module: MultiExitNet, compiled: nn.Module | None, ranks: Ranks, image_size: int) -> nn.Module:
+def _tracked(module: MultiExitNet | ImtaHead, compiled: nn.Module | None, ranks: Ranks, image_size: int) -> nn.Module:
     """The net as the training forward calls it: wrapped in DDP where there are several ranks."""
     tracked = module if compiled is None else compiled
     if ranks.world_size == 1:
         return tracked
     # DDP would wait for ever for the gradient of a parameter that no exit reads, unless it walks every forward's graph.
-    unread = module.unread_parameters(image_size)
+    unread = [] if isinstance(module, ImtaHead) else module.unread_parameters(image_size)
     if unread:
         logger.info("%d parameters move no exit: DDP looks for them in every forward pass", len(unread))
     # Running statistics are averaged over ranks once an iteration; no forward broadcasts them.

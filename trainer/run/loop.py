@@ -35,7 +35,7 @@ def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Reques
     progress, log_every, precision = state.progress, state.config.run.log_every, state.network.precision
     window = Window(state.network.module.num_exits, state.network.precision.device)
     for loaded in window.fetched(loader.batches(progress.iteration, last)):
-        batch = loaded.normalized(precision.image_dtype, precision.memory_format)
+        batch = state.network.seen(loaded.normalized(precision.image_dtype, precision.memory_format))
         for train_half, meta_half in batch.crossed_halves():
             state.guard.keep()  # should this half not be finite
             # Once: the lookahead and the real update share it.
