@@ -10,8 +10,10 @@ LONGEST_NAME = 50  # of the 63 characters of a DNS label: Kubernetes appends the
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # begins with a letter: a headless service does (RFC 1035)
 _MEMORY = re.compile(r"[1-9][0-9]*[MGT]")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# A node that comes back finds the others' store only so (torch 2.14).
-ALWAYS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+ALWAYS = {
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # a node that comes back finds the others' store only so (torch 2.14)
+    "PYTHONUNBUFFERED": "1",  # a log shows what was printed, not what filled a buffer
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Job:
     run_folder       as the nodes see it; with seeds, each has its own in there, seed-N
     data             path of the data as the nodes see it; "": the recipe's own images
     nodes            how many; with `min_nodes` below it the job goes on with so few (elastic)
-    gpus_per_node    and processes a node; 0 is one process a node on the CPU
+    gpus_per_node    0 is the CPU
+    processes        a node; 0 is one a GPU, on the CPU one
     cpus_per_node    0 leaves it to the cluster
     memory_per_node  as 64G; "" leaves it to the cluster
     minutes          limit of time; 0 leaves it to the cluster
@@ -50,6 +53,7 @@ class Job:
     nodes: int = 1
     min_nodes: int = 0
     gpus_per_node: int = 0
+    processes: int = 0
     cpus_per_node: int = 0
     memory_per_node: str = ""
     minutes: int = 0
@@ -65,9 +69,8 @@ class Job:
                 f"most {LONGEST_NAME} in all (--name gives another)"
             )
         lowest = {"nodes": 1, "grace_seconds": 1}
-        for name in (
-            "nodes", "min_nodes", "gpus_per_node", "cpus_per_node", "minutes", "grace_seconds", "max_restarts",
-        ):  # fmt: skip
+        counts = ("nodes", "min_nodes", "gpus_per_node", "processes", "cpus_per_node")
+        for name in (*counts, "minutes", "grace_seconds", "max_restarts"):
             value, least = getattr(self, name), lowest.get(name, 0)
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
@@ -87,7 +90,7 @@ class Job:
 
     @property
     def processes_per_node(self) -> int:
-        return self.gpus_per_node or 1
+        return self.processes or self.gpus_per_node or 1
 
     @property
     def world_size(self) -> int:

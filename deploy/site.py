@@ -44,8 +44,8 @@ class Slurm:
     container_image   an image's address or file; "": no container
     container_mounts  as SOURCE:TARGET, besides the run folder and the data, which are always mounted
     staging           folder of a node's own disk that the data is copied to first, as /scratch or $SLURM_TMPDIR
+    cpus_per_gpu      what a job gets that does not say --cpus; 0: what the cluster gives, often 1 a node
     cpu_bind          of srun: none | cores | sockets | ldoms
-    gpu_bind          of srun, "" for none; torchrun's processes need all GPUs of the node
     signal_seconds    how long before the end the job is told; 0: its grace and 60 s, for Slurm's clock is coarse
     options           more of sbatch's, one a string: ["--exclusive", "--mail-type=FAIL"]
     """
@@ -60,6 +60,7 @@ class Slurm:
     container_image: str = ""
     container_mounts: tuple[str, ...] = ()
     staging: str = ""
+    cpus_per_gpu: int = 0
     cpu_bind: str = "none"
     signal_seconds: int = 0
     options: tuple[str, ...] = ()
@@ -71,6 +72,8 @@ class Slurm:
             raise ValueError(f"slurm.cpu_bind is {self.cpu_bind!r}; it must be none, cores, sockets or ldoms")
         if not 0 <= self.signal_seconds <= 65535:
             raise ValueError(f"slurm.signal_seconds is {self.signal_seconds}; Slurm takes 0 to 65535")
+        if not 0 <= self.cpus_per_gpu <= 1024:
+            raise ValueError(f"slurm.cpus_per_gpu is {self.cpus_per_gpu}; it must lie in [0, 1024]")
         if self.staging and not _STAGING.fullmatch(self.staging):
             raise ValueError(f"slurm.staging is {self.staging!r}; it must begin with / or with $VARIABLE")
         for mount in self.container_mounts:
