@@ -61,8 +61,9 @@ def recipes(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
+    width = max(len(row["recipe"]) for row in rows)
     for row in rows:
-        print(f"{row['recipe']:34} {row['description']}")
+        print(f"{row['recipe']:{width}} {row['description']}")
 
 
 @app.command()
@@ -92,6 +93,9 @@ def train(
         list[str] | None,
         typer.Option(metavar="GROUP.FIELD", help="A setting that may differ from the run folder's; may be repeated."),
     ] = None,
+    from_run: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="The run whose net ...-imta-finetune begins with.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe; goes on from the run folder's newest checkpoint if it has one."""
@@ -101,6 +105,7 @@ def train(
 
     overrides = with_data(data, settings)
     overrides += [f"seed={seed}"] if seed is not None else []
+    overrides += [f"origin.run={from_run.absolute()}"] if from_run is not None else []
     config = resolve(recipe, overrides)
     options = Options(run or Path("runs") / recipe, max_steps, device, tuple(allow or ()))
     summary = run_training(config, options)

@@ -19,6 +19,7 @@ from trainer.models.weight_net import WeightNetConfig
 from trainer.run.checkpoint import CheckpointConfig
 from trainer.run.health import HealthConfig
 from trainer.run.manifest import flush_folder, write_file
+from trainer.run.origin import OriginConfig
 from trainer.run.schedule import RunConfig
 from trainer.settings import apply_settings, from_dict
 from trainer.telemetry.prometheus import TelemetryConfig
@@ -26,10 +27,7 @@ from trainer.telemetry.prometheus import TelemetryConfig
 
 @dataclass(frozen=True)
 class Config:
-    """What a recipe returns, `--set` changes and the run folder keeps: enough to repeat the run.
-
-    start_from  run folder whose net this run begins with (`--from`; model.imta=finetune), "" for none
-    """
+    """What a recipe returns, `--set` changes and the run folder keeps: enough to repeat the run."""
 
     recipe: str
     model: ModelConfig
@@ -44,8 +42,8 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    origin: OriginConfig = field(default_factory=OriginConfig)
     seed: int = 0
-    start_from: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -71,9 +69,9 @@ class Config:
                 f"distillation is for model.imta finetune, and model.imta is {imta}; leave it at its defaults, or "
                 f"train a recipe ...-imta-finetune"
             )
-        if imta != "finetune" and self.start_from:
+        if imta != "finetune" and self.origin != OriginConfig():
             raise ValueError(
-                f"--from {self.start_from} is for recipes ...-imta-finetune (model.imta is {imta}); leave it out"
+                f"--from {self.origin.run} is for recipes ...-imta-finetune (model.imta is {imta}); leave it out"
             )
 
 

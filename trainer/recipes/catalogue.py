@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from trainer.config import Config
 from trainer.recipes import cifar, demo, imagenet
+from trainer.recipes.imta import imta_recipes
+from trainer.recipes.long_tail import long_tail_recipes
 from trainer.settings import nearest
 
 BASELINE = "-baseline"
@@ -26,6 +28,9 @@ _WEIGHTED: dict[str, Callable[[], Config]] = {
     "cifar100-ranet-c1": cifar.cifar100_ranet_c1,
     "cifar100-ranet-c2": cifar.cifar100_ranet_c2,
 }
+_WEIGHTED |= long_tail_recipes({name: build for name, build in _WEIGHTED.items() if name.startswith("cifar")}) | (
+    imta_recipes({name: build for name, build in _WEIGHTED.items() if "msdnet" in name or name == "demo"})
+)
 
 
 def recipe_names() -> list[str]:

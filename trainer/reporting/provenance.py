@@ -40,8 +40,10 @@ def command(config: Config) -> str:
     words = ["earlybird", "train", config.recipe]
     if config.data.path:
         words += ["--data", str(config.data.path)]
+    if config.origin.run:
+        words += ["--from", config.origin.run]
     for name, value, _ in changed_settings(config):
-        if not (config.data.path and name == "data.source"):  # --data sets it
+        if not (config.data.path and name == "data.source") and not name.startswith("origin."):  # --data, --from
             words += ["--set", f"{name}={_as_text(value)}"]
     return shlex.join(words)
 

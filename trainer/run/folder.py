@@ -19,6 +19,7 @@ FREE = (
     "telemetry.",
     "checkpoint.",
     "optim.recompute",
+    "origin.run",  # origin.weights says what was in it
     "data.path",
     "data.loader",
     "data.decode",

@@ -7,11 +7,21 @@ from pathlib import Path
 
 from dataloading.datasets.open import ImageSet
 from trainer.learning.state import TrainState
+from trainer.models.imta import ImtaNet
 from trainer.run import snapshot
 from trainer.run.checkpoint import Checkpoint, load_latest
 from trainer.run.distributed import Ranks
 from trainer.run.folder import RunFolder
 from trainer.run.manifest import CheckpointError
+from trainer.run.origin import begin
+
+
+def start(state: TrainState, folder: RunFolder, images: ImageSet, ranks: Ranks) -> Checkpoint | None:
+    """As `resume`; a run that has no checkpoint yet takes its frozen net, where it has one, from its origin."""
+    found = resume(state, folder, images, ranks)
+    if found is None and isinstance(state.network.module, ImtaNet):
+        begin(state.network.module, state.config.origin, images)
+    return found
 
 
 def resume(state: TrainState, folder: RunFolder, images: ImageSet, ranks: Ranks) -> Checkpoint | None:

@@ -29,7 +29,8 @@ from trainer.run.health import RollbackError, Signs, diverged, straggler_scores
 from trainer.run.interval import Due, Interval
 from trainer.run.ledger import Ledger
 from trainer.run.loop import Hooks, train
-from trainer.run.resume import resume
+from trainer.run.origin import begun_from
+from trainer.run.resume import resume, start
 from trainer.run.saver import Saver
 from trainer.run.signals import STOP, STOPPED, Requests, stopping_at_once
 from trainer.run.validation import validate
@@ -73,6 +74,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         ranks = stack.enter_context(process_group(options.device, record_in=record))
         resolve_precision(config.precision, ranks.device)  # refuses before any image is read
         folder = RunFolder(options.run)
+        config = begun_from(config, folder)
         folder.check(config, options.allow)
         with closing(ProgressBar()) as progress:  # the first look at a large set reads every image's header
             images = open_dataset(config.data, config.seed, progress=progress if ranks.is_first else None)
@@ -88,9 +90,9 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         )
         stack.enter_context(closing(loader))
         total = loader.num_iterations(config.run.epochs)
-        start = Progress(0, total, warmup_iterations(config, total))
-        state = build_state(config, len(images.classes), start, ranks)
-        found = resume(state, folder, images, ranks)
+        progressed = Progress(0, total, warmup_iterations(config, total))
+        state = build_state(config, len(images.classes), progressed, ranks)
+        found = start(state, folder, images, ranks)
         if ranks.is_first:  # only now: a start that is refused leaves everything as it was
             folder.claim(config)
             if ranks.world_size > 1 and ranks.device.type == "cuda":
@@ -154,11 +156,9 @@ class Training:
         if config.run.record_ids:
             began = ranks.gather([time.time()])[0]
             self.ledger = Ledger(folder.path, ranks.rank, began)
-        self.last = state.progress.total
-        self.evaluated_at = -1
+        self.evaluated_at, self.num_rollbacks, self.last = -1, 0, state.progress.total
         self.scores: list[AnytimeRow] = []
         self.found: Checkpoint | None = None
-        self.num_rollbacks = 0
         self.trained_images, self.trained_seconds = 0, 0.0  # of the whole run, all its starts together
         self.unreadable: list[tuple[int, int, str]] = []  # iteration, row, reason; of this rank, since the log step
 
