@@ -220,6 +220,8 @@ def step(
             "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,.0f}",
         )
     console.print(table)
+    if result["whole_batch_memory_mb"] is not None:
+        console.print(f"an unweighted update with the whole batch at once: {result['whole_batch_memory_mb']:,.0f} MB")
     console.print("to plain: time over an unweighted iteration with the same levers (levers: over the baseline).")
     console.print("* computed from interval 1 and the weights without a meta step. online: one update, not two.")
     for name, reason in result["left_out"].items():
@@ -238,7 +240,7 @@ def end_to_end(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Whole training iterations from real images: earlybird, and what one would run without it."""
+    """Whole training iterations from real images: earlybird, what one would run without it, and the step alone."""
     from dataloading.datasets.open import open_dataset
     from trainer.benchmark.figure import bars
     from trainer.benchmark.train import benchmark_train
@@ -274,16 +276,18 @@ def end_to_end(
         f"{rounds} rounds of {seconds:g} s",
         markup=False,
     )
-    table = Table("side", "images/s", "p20 to p80", "to usual", "waits for data")
+    table = Table("side", "images/s", "p20 to p80", "to usual", "to step", "waits for data")
     for row in rows:
         layout = f"{row['dtype']}{', channels-last' * row['channels_last']}{', compiled' * row['compile']}"
         meta = f"meta gradient {row['meta']} in every {row['interval']}. iteration" if row["meta"] else "unweighted"
-        console.print(f"{row['side']}: {row['loader']} loader; {layout}; {meta}", markup=False)
+        source = f"{row['loader']} loader" if row["loader"] else "one batch of noise, no loader"
+        console.print(f"{row['side']}: {source}; {layout}; {meta}", markup=False)
         table.add_row(
             row["side"],
             f"{row['images_per_second']:,.1f}",
             f"{row['p20']:,.1f} to {row['p80']:,.1f}",
             f"{row['ratio_to_usual']:.2f}",
+            f"{row['ratio_to_step']:.3f}",
             f"{row['data_wait_ratio']:.1%}",
         )
     console.print(table)

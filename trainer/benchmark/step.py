@@ -57,6 +57,8 @@ def benchmark_step(
     Levers are measured unweighted, against float32, NCHW, eager (`baseline`). The weighted rows have the levers of
     `config`, whose unweighted row is `plain` unless it is one of the levers' own. Interval 1 is measured; the rows
     that say so are computed from it and from the measured iteration without a meta step (interval null).
+    whole_batch_memory_mb: of a plain step with all `num_images` in one update, beside which a meta step holds the two
+    halves' activations; with the levers of `config`.
     updates: of the weight net in an iteration where it is due. Percentiles 20 and 80 are over rounds, ratios are
     medians of the ratio within a round.
     Raises ValueError for a batch that has no two halves.
@@ -85,6 +87,7 @@ def benchmark_step(
     rows = list(_rows(runners, {label: np.array(s) for label, s in seconds.items()}, num_images))
     return {
         "rows": rows,
+        "whole_batch_memory_mb": peak_memory_mb(_whole_batch(config, num_images), 2 * num_images, num_classes, device),
         "recipe": config.recipe,
         "batch": num_images,
         "rounds": rounds,
@@ -133,6 +136,11 @@ def _sides(
         meta = dataclasses.replace(config.meta, interval=1, **change)
         sides.append(Side("weighted", plain, dataclasses.replace(weighted, meta=meta), way))
     return sides, left_out
+
+
+def _whole_batch(config: Config, num_images: int) -> Config:
+    unweighted = dataclasses.replace(config.sample_weights, enabled=False)
+    return dataclasses.replace(config, optim=_optim(config, 2 * num_images), sample_weights=unweighted)
 
 
 def _optim(config: Config, num_images: int) -> Any:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import torch
 
+from dataloading.batch import Batch
 from dataloading.datasets.open import ImageSet
 from dataloading.loader import train_loader
 from trainer.benchmark.hardware import hardware, versions
-from trainer.benchmark.iteration import fresh_state, run_iteration
+from trainer.benchmark.iteration import fresh_state, random_batch, run_iteration
 from trainer.config import Config
 from trainer.learning.precision import PrecisionConfig
 from trainer.learning.state import TrainState
@@ -36,8 +38,9 @@ def benchmark_train(
 
     earlybird  as configured: by default DALI, the device's own precision, the exact meta gradient
     usual      torch's DataLoader with Pillow; float32, NCHW, eager; the meta gradient by double backward
-    Both take the recipe's meta interval. Each round runs each side for at least `seconds` after a warm-up, one after
-    the other, whole intervals of iterations; the ratio is the median within a round.
+    step       as earlybird, without a loader: one batch of noise on the device, what earlybird can reach at most
+    All take the recipe's meta interval. Each round runs each side for at least `seconds` after a warm-up, one after
+    the other, whole intervals of iterations; ratios are medians within a round.
     """
     device = device or torch.device("cpu")
     if num_images < 4 or num_images % 2:
@@ -58,6 +61,7 @@ def benchmark_train(
             meta=dataclasses.replace(config.meta, form="double_backward", schedule="paper"),
         ),
         "earlybird": dataclasses.replace(config, optim=optim),
+        "step": dataclasses.replace(config, optim=optim),
     }
     states = {name: fresh_state(side, len(images.classes), device) for name, side in sides.items()}
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -65,15 +69,20 @@ def benchmark_train(
     for done in range(rounds):
         for name in list(sides) if done % 2 == 0 else list(sides)[::-1]:
             progress(f"round {done + 1} of {rounds}: {name}")
-            rate, wait = _run(sides[name], states[name], images, half, seconds, device)
+            side, state = sides[name], states[name]
+            if name == "step":
+                noise = random_batch(side, state, num_images, len(images.classes))
+                rate, wait = _timed(side, state, repeat(noise), half, seconds)
+            else:
+                rate, wait = _from_images(side, state, images, half, seconds)
             rates[name].append(rate)
             waits[name].append(wait)
-    usual = np.array(rates["usual"])
+    usual, step = np.array(rates["usual"]), np.array(rates["step"])
     return {
         "rows": [
             {
                 "side": name,
-                "loader": side.data.loader,
+                "loader": None if name == "step" else side.data.loader,
                 "dtype": str(states[name].network.precision.dtype).removeprefix("torch."),
                 "channels_last": states[name].network.precision.channels_last,
                 "compile": side.precision.compile,
@@ -83,6 +92,7 @@ def benchmark_train(
                 "p20": float(np.percentile(rates[name], 20)),
                 "p80": float(np.percentile(rates[name], 80)),
                 "ratio_to_usual": float(np.median(np.array(rates[name]) / usual)),
+                "ratio_to_step": float(np.median(np.array(rates[name]) / step)),
                 "data_wait_ratio": float(np.median(waits[name])),
             }
             for name, side in sides.items()
@@ -103,35 +113,38 @@ def _way(config: Config) -> str | None:
     return config.meta.form if config.meta.schedule == "paper" else config.meta.schedule
 
 
-def _run(
-    config: Config, state: TrainState, images: ImageSet, update_batch: int, seconds: float, device: torch.device
+def _from_images(
+    config: Config, state: TrainState, images: ImageSet, update_batch: int, seconds: float
 ) -> tuple[float, float]:
-    """(images per second, share of the time spent waiting for the loader) over whole meta intervals."""
-    loader = train_loader(
-        config.data,
-        images.train,
-        seed=config.seed,
-        update_batch=update_batch,
-        device=device,
-    )
+    """`_timed` with a loader of its own."""
     precision = state.network.precision
-    with closing(loader):
-        batches = iter(loader.batches(0, 1 << 40))
-        for _ in range(_WARM_UP_ITERATIONS):
-            run_iteration(state, next(batches).normalized(precision.image_dtype, precision.memory_format))
-        while state.progress.iteration % config.meta.interval:
-            state.advance()
-        _synchronize(device)
-        waited, num_iterations, began = 0.0, 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - began) < seconds or num_iterations % config.meta.interval:
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            run_iteration(state, batch.normalized(precision.image_dtype, precision.memory_format))
-            num_iterations += 1
-            if num_iterations % config.meta.interval == 0:
-                _synchronize(device)  # the clock that ends the loop must see the work done
-        batches.close()  # type: ignore[attr-defined]
+    loader = train_loader(
+        config.data, images.train, seed=config.seed, update_batch=update_batch, device=precision.device
+    )
+    with closing(loader), closing(loader.batches(0, 1 << 40)) as batches:  # type: ignore[type-var]
+        ready = (batch.normalized(precision.image_dtype, precision.memory_format) for batch in batches)
+        return _timed(config, state, ready, update_batch, seconds)
+
+
+def _timed(
+    config: Config, state: TrainState, batches: Iterator[Batch], update_batch: int, seconds: float
+) -> tuple[float, float]:
+    """(images per second, share of the time spent on getting batches) over whole meta intervals, after a warm-up."""
+    device = state.network.precision.device
+    for _ in range(_WARM_UP_ITERATIONS):
+        run_iteration(state, next(batches))
+    while state.progress.iteration % config.meta.interval:
+        state.advance()
+    _synchronize(device)
+    waited, num_iterations, began = 0.0, 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds or num_iterations % config.meta.interval:
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        run_iteration(state, batch)
+        num_iterations += 1
+        if num_iterations % config.meta.interval == 0:
+            _synchronize(device)  # the clock that ends the loop must see the work done
     return num_iterations * 2 * update_batch / elapsed, waited / elapsed
 
 

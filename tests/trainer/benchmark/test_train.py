@@ -26,10 +26,12 @@ def test_both_sides_train_on_the_same_images(tmp_path, monkeypatch: pytest.Monke
     config = tiny()
     images = open_dataset(config.data, config.seed)
     result = benchmark_train(config, images, num_images=8, rounds=1, seconds=0.01)
-    usual, ours = result["rows"]
+    usual, ours, step = result["rows"]
     assert (usual["side"], usual["loader"], usual["meta"]) == ("usual", "torchvision", "double_backward")
     assert (ours["side"], ours["meta"], ours["interval"]) == ("earlybird", "exact", 2)
     assert ours["ratio_to_usual"] == pytest.approx(ours["images_per_second"] / usual["images_per_second"])
+    assert ours["ratio_to_step"] == pytest.approx(ours["images_per_second"] / step["images_per_second"])
+    assert (step["loader"], step["meta"]) == (None, "exact")
     assert 0 <= ours["data_wait_ratio"] < 1
 
 
