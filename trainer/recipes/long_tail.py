@@ -13,7 +13,7 @@ IMBALANCE_FACTOR = 100.0  # the field's usual one: the last class keeps a hundre
 
 
 def long_tail_recipes(recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
-    """cifarN-lt-NET for every cifarN-NET given; data.imbalance_factor, or that 0 and data.long_tail_mu, set the tail."""
+    """cifarN-lt-NET for every cifarN-NET; data.imbalance_factor, or that 0 and data.long_tail_mu, set another tail."""
     named = {name.replace("-", "-lt-", 1): base for name, base in recipes.items()}
     return {name: _long_tailed(name, base) for name, base in named.items()}
 
