@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploy.volumes import read_volumes
+
 _STAGING = re.compile(r"(/|\$[A-Za-z_][A-Za-z0-9_]*)[^\n]*")
+_OBJECT = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")  # RFC 1123, of Kubernetes' names
+_SECRET = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[-._a-zA-Z0-9]+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _KINDS = {str: "a string", int: "a whole number", bool: "true or false"}
 
@@ -88,14 +93,18 @@ class Slurm:
 class Kubernetes:
     """Table [kubernetes]; "" leaves a choice to the cluster.
 
+    context          of kubectl's configuration
     api              auto (asks the cluster) | trainjob (Kubeflow Trainer v2) | jobset
     image            that the pods run; needed
     image_secret     name of the secret that pulls it
     queue            Kueue's local queue
-    volumes          MOUNT = "pvc:CLAIM[/SUBPATH]" | "hostPath:/FOLDER": where data and runs lie; an S3 bucket is the
-                     claim of its CSI driver
+    volumes          MOUNT = "pvc:CLAIM[/SUBPATH][:ro]" | "hostPath:/FOLDER[:ro]" | "s3:BUCKET[/PREFIX]" (read through
+                     Mountpoint's CSI driver, read-only): where data and runs lie
     secrets          VARIABLE = "SECRET/KEY", by reference alone
-    shared_memory    of a pod, as 16Gi
+    resources        more that a pod asks for, as "rdma/ib" = "1"
+    shared_memory    of a pod, as 16Gi; it counts to the pod's memory
+    user, group      that the pods run as, and that the volumes belong to
+    check_nodes      refuse a job whose GPUs no present node has; false where nodes come when they are asked for
     """
 
     namespace: str = ""
@@ -107,24 +116,69 @@ class Kubernetes:
     priority_class: str = ""
     service_account: str = ""
     shared_memory: str = "16Gi"
+    user: int = 10001
+    group: int = 10001
+    check_nodes: bool = True
     volumes: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, str] = field(default_factory=dict)
     node_selector: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.api not in ("auto", "trainjob", "jobset"):
+            raise ValueError(f"kubernetes.api is {self.api!r}; it must be auto, trainjob or jobset")
+        for name in ("namespace", "image_secret", "queue", "priority_class", "service_account"):
+            if getattr(self, name) and not _OBJECT.fullmatch(getattr(self, name)):
+                raise ValueError(
+                    f"kubernetes.{name} is {getattr(self, name)!r}; names are small letters, digits, hyphens and dots"
+                )
+        if not re.fullmatch("[1-9][0-9]*[MG]i", self.shared_memory):
+            raise ValueError(f"kubernetes.shared_memory is {self.shared_memory!r}; write it as 500Mi or 16Gi")
+        for name in ("user", "group"):
+            if not 1 <= getattr(self, name) < 2**31:
+                raise ValueError(
+                    f"kubernetes.{name} is {getattr(self, name)}; it must be at least 1: pods run not as root"
+                )
+        for variable, reference in self.secrets.items():
+            if not _SECRET.fullmatch(reference) or not _VARIABLE.fullmatch(variable):
+                raise ValueError(f'kubernetes.secrets: {variable} = {reference!r}; write VARIABLE = "SECRET/KEY"')
+        for name in self.resources:
+            if "/" not in name:
+                raise ValueError(f'kubernetes.resources: {name!r} is none of a device; write as "rdma/ib" = "1"')
+        read_volumes(self.volumes)
 
 
 @dataclass(frozen=True)
 class SkyPilot:
     """Table [skypilot]; "" leaves a choice to SkyPilot.
 
+    infra        as aws, aws/us-east-1, k8s/CONTEXT
     accelerator  name of a GPU, as H100; the job says how many
+    image        that the nodes run
+    setup        bash commands that make earlybird ready where no image has it
+    mounts       FOLDER = "MODE:SOURCE": where data and runs lie; mount and cached leave it in its bucket (runs want
+                 cached: they rename files), copy takes it to the node's disk, volume is one of SkyPilot's volumes
+    secrets      names of variables that are read where the job is submitted, and shown nowhere
     """
 
-    cloud: str = ""
-    region: str = ""
+    infra: str = ""
     accelerator: str = ""
     image: str = ""
+    setup: str = ""
     use_spot: bool = False
-    file_mounts: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for folder, source in self.mounts.items():
+            if not re.fullmatch(r"(mount|cached|copy|volume):\S+", source) or not folder.startswith("/"):
+                raise ValueError(
+                    f'skypilot.mounts: {folder} = {source!r}; write "/FOLDER" = "MODE:SOURCE", the mode being mount, '
+                    f"cached, copy or volume"
+                )
+        for name in self.secrets:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"skypilot.secrets has {name!r}, no name of a variable; secrets themselves stay out")
 
 
 @dataclass(frozen=True)

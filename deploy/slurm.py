@@ -13,7 +13,7 @@ from deploy.log_files import LOGS, follow_log, job_log, rank_log
 from deploy.record import Record
 from deploy.site import Site
 from deploy.slurm_script import render
-from deploy.target import ENDED, Standing, State, called
+from deploy.target import ENDED, Standing, State, called, together
 
 _REMEDY = "submit from a login node of the cluster, where sinfo answers"
 # Slurm's states; what is not here is running (CONFIGURING, COMPLETING, ...).
@@ -77,7 +77,7 @@ class SlurmTarget:
                 raise
             said = ""
         rows = [line.split("|") for line in said.splitlines() if line.strip()] or _accounted(record.id)
-        return _together([_standing(*row) for row in rows])
+        return together([_standing(*row) for row in rows])
 
     def logs(self, record: Record, rank: int | None, follow: bool) -> Iterator[str]:
         folder = Path(record.run_folder)
@@ -132,9 +132,3 @@ def _accounted(job_id: str) -> list[list[str]]:
 
 def _standing(state: str, reason: str, nodes: str) -> Standing:
     return Standing(_STATES.get(state, "running"), "" if reason == "None" else reason, nodes)
-
-
-def _together(parts: list[Standing]) -> Standing:
-    """Of an array: what still goes on counts before what has ended, and what failed before what went well."""
-    order: tuple[State, ...] = ("running", "pending", "preempted", "failed", "cancelled", "completed", "unknown")
-    return min(parts, key=lambda part: order.index(part.state), default=Standing("unknown"))

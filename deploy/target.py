@@ -30,6 +30,12 @@ class Standing:
     nodes: str = ""
 
 
+def together(parts: list[Standing]) -> Standing:
+    """Of an array: what still goes on counts before what has ended, and what failed before what went well."""
+    order: tuple[State, ...] = ("running", "pending", "preempted", "failed", "cancelled", "completed", "unknown")
+    return min(parts, key=lambda part: order.index(part.state), default=Standing("unknown"))
+
+
 class Target(Protocol):
     """A place that runs jobs. Every method raises ValueError, in one line, for what the user can mend: a missing
     program, a cluster that does not answer, a refusal."""
