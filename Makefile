@@ -33,7 +33,11 @@ bench: $(STAMP)
 	$(PY) -m trainer benchmark loader demo
 	$(PY) -m trainer benchmark step demo --batch 32 --no-compile
 
+FAULTS := tests/test_fuzz.py tests/trainer/test_any_setting.py $(addprefix tests/trainer/run/test_, \
+  preemption.py elastic.py health.py watchdog.py checkpoint_faults.py disk_faults.py)
+
 soak: $(STAMP)
+	$(PY) -m pytest -q $(FAULTS)
 	$(PY) tests/soak.py nodes --number 3
 	$(PY) tests/soak.py scrapes
 	$(PY) tests/soak.py saves

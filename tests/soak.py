@@ -105,12 +105,19 @@ def moved(run: Path, before: int, process: subprocess.Popen[Any]) -> bool:
     return len(read_rows(run / "log.jsonl")) > before + 1 or process.poll() is not None
 
 
+def wait_for(where: Path, letter: str, process: subprocess.Popen[Any]) -> None:
+    """Until the process is where `letter` stands for, or 20 seconds."""
+    deadline = time.monotonic() + 20
+    while letter not in where.read_text() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0002)
+
+
 PHASES = {"s": "start", "t": "train", "m": "meta", "e": "evaluation", "c": "checkpoint"}  # of tests/soak_worker.py
 
 
 def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
     """`train demo`, its net on its photographs, is killed `number` times, wherever it is, and ends with the bits of the
-    run that nothing happened to.
+    run that nothing happened to. What takes little of the time is aimed at: evaluations and writes of checkpoints.
     """
     chance = random.Random(seed)
     settings = RECORDED | {"checkpoint.every": "2steps", "run.evaluate_every": 1}
@@ -124,6 +131,7 @@ def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
         raise RuntimeError("the run that nothing happens to has failed")
     iterations = run_status(whole)["step"]
     pace = statistics.median(row["seconds"] for row in rows_of(whole, "train"))
+    evaluations = [row["iteration"] for row in rows_of(whole, "eval")]
     killed_in, amid_writes = dict.fromkeys(PHASES.values(), 0), 0
     worker = [sys.executable, str(ROOT / "tests" / "soak_worker.py"), str(where)]
     for done in range(number):
@@ -134,9 +142,16 @@ def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
                 time.sleep(chance.uniform(0, 5))  # mostly before the first iteration
             else:
                 wait_until(partial(moved, run, len(before), process), 120, "a row")
-                # Such lives that the last one ends just before the run does.
                 reached = max((row["iteration"] for row in before if row["event"] == "train"), default=0)
-                time.sleep(chance.expovariate(1 / (pace * (0.9 * (iterations - reached) / (number - done)))))
+                aim = chance.random()
+                if aim < 0.6 and any(0 <= evaluated - reached <= 3 for evaluated in evaluations):
+                    wait_for(where, "e", process)
+                    time.sleep(chance.uniform(0, 1.5))
+                elif aim < 0.3:
+                    wait_for(where, chance.choice("wwwc"), process)
+                    time.sleep(chance.uniform(0, 0.01))
+                else:  # such lives that the last one ends just before the run does
+                    time.sleep(chance.expovariate(1 / (pace * (0.9 * (iterations - reached) / (number - done)))))
             if process.poll() is not None:
                 break  # it has come to its end before
             end(process)
