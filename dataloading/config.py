@@ -30,8 +30,8 @@ class DataConfig:
     resize_size    short side before the evaluation centre crop, pixels (imagenet augmentation only)
     padding        pixels added on each side before the random crop (cifar augmentation only)
     heldout        images kept out of training to set thresholds and choose ratios: a share (< 1) or a number
-    long_tail_mu   class c keeps N_c * mu^c training images (0 = off)
-    imbalance_factor  largest over smallest class, another way to give mu (0 = off)
+    long_tail_mu   class c keeps N_c * mu^c of its N_c training images, held-out ones not counted; 0 = off
+    imbalance_factor  largest over smallest class, another way to give mu: IF^(-1/(C-1)); 0 = off
     num_threads    decoding threads per rank, 0 = the cores this process may use, divided by the node's ranks
     prefetch       batches prepared ahead of the one in use
     """

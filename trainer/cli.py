@@ -143,7 +143,7 @@ def evaluate(
     RunFolder(run).write_evaluation(result)
     page = write_report(run, result)
     if as_json:
-        print(json.dumps({key: result[key] for key in ("split", "anytime", "budgeted")}))
+        print(json.dumps({key: result[key] for key in ("split", "anytime", "budgeted", "per_class", "shots")}))
         return
     console = Console()
     table = Table("exit", "top-1 %", "top-5 %", "loss", "images", title=f"Anytime, {split}", title_justify="left")
@@ -152,6 +152,14 @@ def evaluate(
             str(row["exit"]), f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['loss']:.4f}", f"{row['num_images']}"
         )
     console.print(table)
+    if len(result["shots"]) > 1:
+        exits = [f"exit {row['exit']}" for row in result["anytime"]]
+        table = Table(
+            "training images", "classes", *exits, title=f"Top-1 % by class size, {split}", title_justify="left"
+        )
+        for row in result["shots"]:
+            table.add_row(row["group"], str(row["num_classes"]), *(f"{value:.2f}" for value in row["top1"]))
+        console.print(table)
     if not result["budgeted"]:
         console.print("No budgeted figures: the run holds no images out of training (data.heldout is 0).")
     table = Table("ratio", "top-1 %", "Mul-Adds M", title=f"Budgeted batch, {split}", title_justify="left")

@@ -311,3 +311,16 @@ def test_evaluate_as_json(earlybird: Any, trained: Path) -> None:
     assert [row["ratio"] for row in scores["budgeted"]] == pytest.approx([0.05 * k for k in range(1, 40)])
     assert scores["anytime"][0]["top1"] == json.loads((trained / "summary.json").read_text())["exits"][0]["top1"]
     assert (trained / "report.html").is_file()
+
+
+def test_evaluate_a_long_tail(earlybird: Any, tmp_path: Path) -> None:
+    """600 images of 3 classes at mu = 0.25: 200, 50 and 12 train, one class in each group."""
+    synthetic = ("data.synthetic_images=600", "data.synthetic_classes=3", "data.heldout=0", "data.long_tail_mu=0.25")
+    assert earlybird.train(tmp_path, *synthetic, more=("--max-steps", 2)).code == 0
+    found = earlybird("evaluate", tmp_path, "--json").json
+    assert [row["num_train"] for row in found["per_class"]] == [200, 50, 12]
+    assert [(row["group"], row["num_classes"]) for row in found["shots"]] == [("many", 1), ("medium", 1), ("few", 1)]
+    for k, exit_row in enumerate(found["anytime"]):
+        hits = sum(row["top1"][k] * row["num_images"] for row in found["per_class"])
+        assert hits / exit_row["num_images"] == pytest.approx(exit_row["top1"])
+    assert "by class size" in earlybird("evaluate", tmp_path).out

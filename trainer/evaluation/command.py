@@ -14,6 +14,7 @@ from trainer.config import Config
 from trainer.evaluation.anytime import anytime_rows
 from trainer.evaluation.budgeted import BudgetedRow, budgeted_batch
 from trainer.evaluation.exits import ExitScores, score_exits
+from trainer.evaluation.per_class import by_shots, per_class
 from trainer.learning.precision import resolve_precision
 from trainer.models.cost import exit_costs
 from trainer.run.build import build_net
@@ -24,7 +25,7 @@ from trainer.run.snapshot import load_model
 
 
 def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any]:
-    """Anytime and budgeted batch figures of a run's newest checkpoint (METHOD: evaluation).
+    """Anytime, budgeted batch and class-by-class figures of a run's newest checkpoint (METHOD: evaluation).
 
     Thresholds come from the held-out split. With split "heldout" they are scored on that split itself, which flatters.
     A run without held-out images (data.heldout=0) has no budgeted figures. ValueError for an unknown split, a folder
@@ -52,12 +53,16 @@ def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any
         precision = resolve_precision(config.precision, ranks.device)
         net = build_net(config, len(images.classes), precision)
         load_model(net, checkpoint.tensors)
-        scored = _score(net, config, images.val if split == "val" else images.heldout, ranks)
+        scored_on = images.val if split == "val" else images.heldout
+        scored = _score(net, config, scored_on, ranks)
         heldout = scored if split == "heldout" else None
         if split == "val" and len(images.heldout):
             heldout = _score(net, config, images.heldout, ranks)
     costs = exit_costs(config.model, len(images.classes), config.data.image_size)
     mul_adds = [float(cost.mul_adds) for cost in costs]
+    assert scored.samples is not None
+    labels = scored_on.labels[scored.samples.ids.numpy()]
+    classes = per_class(scored.samples.correct, labels, images.train.labels, images.classes)
     return {
         "run": str(run),
         "recipe": config.recipe,
@@ -67,6 +72,8 @@ def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any
         "mul_adds": mul_adds,
         "anytime": anytime_rows(scored),
         "budgeted": _budgeted(heldout, scored, mul_adds),
+        "per_class": classes,
+        "shots": by_shots(classes),
     }
 
 

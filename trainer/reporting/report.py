@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from trainer.config import Config, read_config
+from trainer.reporting.class_plot import class_figure
 from trainer.reporting.plots import Series, accuracy_figure, mul_add_unit, svg, training_figure, write_png
 from trainer.reporting.provenance import changed_settings, command, environment, starts, where_time_went
 from trainer.reporting.published import BASELINE, WEIGHT_NET_ABLATION, published_accuracy
@@ -39,11 +40,13 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
     config = read_config(run / "config.json")
     rows = read_log(run / "log.jsonl")
     evaluation = evaluation or newest_evaluation(rows)
-    figures = {"accuracy": "", "training": ""}
+    figures = {"accuracy": "", "classes": "", "training": ""}
     if evaluation and evaluation.get("mul_adds"):
         figure = curves(config, evaluation)
         write_png(figure, run / "curves.png")
         figures["accuracy"] = embedded(figure)
+    if evaluation and _long_tailed(_by_size(evaluation)):
+        figures["classes"] = embedded(class_figure(_by_size(evaluation)))
     training = training_figure(rows)
     if training is not None:
         figures["training"] = embedded(training)
@@ -54,6 +57,8 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
         published=_sources(config),
         changed=changed_settings(config),
         budgeted=_budgeted_rows(evaluation) if evaluation else [],
+        per_class=_by_size(evaluation) if evaluation else [],
+        shots=(evaluation or {}).get("shots", []),
         figures=figures,
         facts=_facts(rows, read_rows(run / "log.jsonl"), evaluation),
         troubles=_troubles(rows),
@@ -99,6 +104,16 @@ def exit_table(config: Config, evaluation: Row) -> list[dict[str, Any]]:
             }
         )
     return table
+
+
+def _by_size(evaluation: Row) -> list[Row]:
+    """Rows of the classes, those with the most training images first; an evaluation of the log has none."""
+    return sorted(evaluation.get("per_class", []), key=lambda row: -row["num_train"])
+
+
+def _long_tailed(by_size: Sequence[Row]) -> bool:
+    """Whether the largest class has twice as many training images as the smallest, or more."""
+    return bool(by_size) and by_size[0]["num_train"] >= 2 * by_size[-1]["num_train"]
 
 
 def _exits(evaluation: Row) -> int:

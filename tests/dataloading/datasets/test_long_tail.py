@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
+from dataloading.config import DataConfig
 from dataloading.datasets.long_tail import kept_per_class, long_tail_rows, mu_of
+from dataloading.datasets.open import ImageSet, open_dataset
 
 
 @pytest.mark.parametrize(
@@ -30,3 +36,36 @@ def test_rows_are_drawn_by_the_seed() -> None:
 def test_a_class_keeps_one_image_and_an_absent_class_none() -> None:
     np.testing.assert_array_equal(kept_per_class(np.array([10, 10, 0, 10]), 0.01), [10, 1, 0, 1])
     assert len(long_tail_rows(np.array([0, 0, 3]), 4, 0.01, 0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("mu", "factor"), [(0.5, 0.0), (0.9, 0.0), (0.97, 0.0), (0.0, 10.0), (0.0, 50.0), (0.0, 100.0), (0.0, 1.0)]
+)
+def test_a_run_trains_on_the_rules_counts(mu: float, factor: float) -> None:
+    """Every class: the integer part of N_c * mu^c, N_c what is not held out (of 1000 images 100 are)."""
+    plain = DataConfig(source="synthetic", synthetic_images=1000, synthetic_classes=10, heldout=0.1)
+    whole = open_dataset(plain, 3)
+    cut = open_dataset(dataclasses.replace(plain, long_tail_mu=mu, imbalance_factor=factor), 3)
+    share = Fraction(mu) if mu else None
+    for c, (kept, of) in enumerate(zip(counts(cut), counts(whole), strict=True)):
+        exact = of * share**c if share is not None else of * factor ** (-c / 9)
+        assert kept == max(1, math.floor(exact + 1e-9)), (c, kept, of)
+    assert cut.val.fingerprint == whole.val.fingerprint
+    assert cut.heldout.fingerprint == whole.heldout.fingerprint
+    assert (cut.fingerprint == whole.fingerprint) is (factor == 1.0)
+
+
+def test_the_same_seed_keeps_the_same_images() -> None:
+    config = DataConfig(
+        source="synthetic", synthetic_images=1000, synthetic_classes=10, heldout=0, imbalance_factor=20.0
+    )
+    first, again, other = (open_dataset(config, seed) for seed in (3, 3, 4))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert counts(first) == counts(other)
+    assert {first.train.name(row) for row in range(len(first.train))} != {
+        other.train.name(row) for row in range(len(other.train))
+    }
+
+
+def counts(images: ImageSet) -> list[int]:
+    return [int(count) for count in np.bincount(images.train.labels, minlength=images.train.num_classes)]

@@ -107,6 +107,24 @@ def test_a_run_nobody_published_and_nobody_scored(tmp_path: Path) -> None:
     assert not (tmp_path / "curves.png").exists()
 
 
+def test_classes_of_a_long_tail(tmp_path: Path) -> None:
+    classes = [
+        {"name": f"<class {c}>", "num_train": size, "num_images": 100, "top1": [10.0 + c] * 5}
+        for c, size in enumerate((5, 500, 50))
+    ]
+    shots = [
+        {"group": group, "num_classes": 1, "num_images": 100, "top1": [11.0 + k] * 5}
+        for k, group in enumerate(("many", "medium", "few"))
+    ]
+    run = _run(tmp_path, "cifar100-lt-msdnet-5exits")
+    text, page = _read(write_report(run, EVALUATION | {"per_class": classes, "shots": shots}))
+    assert "many (above 100) 1 11.00 11.00" in text
+    assert "few (below 20) 1 13.00" in text
+    assert "<class 1> 500 11.0" in text
+    assert text.index("<class 1>") < text.index("<class 2>") < text.index("<class 0>"), "largest first"
+    assert len(page.sources) == 3, "a picture of its own"
+
+
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     write_config(resolve("demo", []), tmp_path / "config.json")
     text, _ = _read(write_report(tmp_path))
