@@ -91,9 +91,10 @@ def command(job: Job, element: Element, name: str, site: Site) -> dict[str, list
     own += ["--run-folder", element.run_folder]
     options = [*job.torchrun, f"--rdzv-id={name}", "--tee=3", "--log-line-prefix-template=[rank ${rank}] "]
     trains = [*element.arguments]
-    if port := site.ports.telemetry:
-        for setting in (f"port={port}", "address=0.0.0.0", f"run={name}"):
-            trains += ["--set", f"telemetry.{setting}"]
+    if site.ports.telemetry:  # which the command line has made a setting; scrapers come from outside the pod
+        given = {word.partition("=")[0] for word in job.arguments}
+        for setting, value in (("telemetry.address", "0.0.0.0"), ("telemetry.run", name)):
+            trains += [] if setting in given else ["--set", f"{setting}={value}"]
     python = site.python or "python3"
     return {
         "command": [literal(python), "-m", "deploy.node"],

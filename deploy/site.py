@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.volumes import read_volumes
+from deploy.volumes import read_volumes, volume_of
 
 _STAGING = re.compile(r"(/|\$[A-Za-z_][A-Za-z0-9_]*)[^\n]*")
 _OBJECT = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")  # RFC 1123, of Kubernetes' names
@@ -100,6 +100,7 @@ class Kubernetes:
     queue            Kueue's local queue
     volumes          MOUNT = "pvc:CLAIM[/SUBPATH][:ro]" | "hostPath:/FOLDER[:ro]" | "s3:BUCKET[/PREFIX]" (read through
                      Mountpoint's CSI driver, read-only): where data and runs lie
+    runs             folder of the pods for the run folders that lie on no volume's path: RUNS/NAME, or "" for none
     secrets          VARIABLE = "SECRET/KEY", by reference alone
     resources        more that a pod asks for, as "rdma/ib" = "1"
     shared_memory    of a pod, as 16Gi; it counts to the pod's memory
@@ -119,6 +120,7 @@ class Kubernetes:
     user: int = 10001
     group: int = 10001
     check_nodes: bool = True
+    runs: str = ""
     volumes: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, str] = field(default_factory=dict)
@@ -145,7 +147,8 @@ class Kubernetes:
         for name in self.resources:
             if "/" not in name:
                 raise ValueError(f'kubernetes.resources: {name!r} is none of a device; write as "rdma/ib" = "1"')
-        read_volumes(self.volumes)
+        if self.runs and volume_of(self.runs, read_volumes(self.volumes)) is None:
+            raise ValueError(f"kubernetes.runs is {self.runs}, which lies on no volume; see kubernetes.volumes")
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ class SkyPilot:
     setup        bash commands that make earlybird ready where no image has it
     mounts       FOLDER = "MODE:SOURCE": where data and runs lie; mount and cached leave it in its bucket (runs want
                  cached: they rename files), copy takes it to the node's disk, volume is one of SkyPilot's volumes
+    runs         folder of the nodes for the run folders that lie in no mount: RUNS/NAME, or "" for none
     secrets      names of variables that are read where the job is submitted, and shown nowhere
     """
 
@@ -166,6 +170,7 @@ class SkyPilot:
     image: str = ""
     setup: str = ""
     use_spot: bool = False
+    runs: str = ""
     mounts: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
 

@@ -17,7 +17,8 @@ def trainjob(job: Job, element: Element, name: str, site: Site) -> list[dict[str
     spec = jobset_spec(job, element, name, site)
     # By this label Trainer knows which job of the set trains; it sets the number of its pods.
     step = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
-    spec["replicatedJobs"][0]["template"]["metadata"] = {"labels": step}
+    nodes = spec["replicatedJobs"][0]
+    nodes["template"] = {"metadata": {"labels": step}, **nodes["template"]}
     runtime = metadata(name, site, queued=False)
     runtime["labels"]["trainer.kubeflow.org/framework"] = "torch"
     trainer: dict[str, Any] = {"image": site.kubernetes.image, **command(job, element, name, site)}
