@@ -28,7 +28,7 @@ from trainer.models.authors_names import (
     model_config_from_authors_options,
     weight_net_from_authors,
 )
-from trainer.models.config import ModelConfig, msdnet_cifar, msdnet_imagenet, ranet_cifar
+from trainer.models.config import ModelConfig, msdnet_cifar, msdnet_imagenet, ranet_cifar, ranet_imagenet
 from trainer.models.weight_net import WeightNetConfig
 from trainer.run import snapshot
 from trainer.run.build import build_state
@@ -102,9 +102,11 @@ def test_exact_equals_double_backward(centre: Centre, nesterov: bool) -> None:
     [
         (dataclasses.replace(msdnet_imagenet(1), first_channels=8, growth=4), 224, 4),
         (dataclasses.replace(ranet_cifar("c1"), first_channels=8, growth=4), 32, 12),
+        (dataclasses.replace(ranet_cifar("c2"), first_channels=8, growth=4, base=1, step=1), 32, 8),
+        (dataclasses.replace(ranet_imagenet(), first_channels=4, growth=4, base=1, step=1), 224, 4),
         (dataclasses.replace(msdnet_cifar(3), batch_norm="running"), 32, 12),
     ],
-    ids=["imagenet", "ranet", "running-statistics"],
+    ids=["imagenet", "ranet", "ranet-equal-scales", "ranet-imagenet", "running-statistics"],
 )
 def test_every_net_is_replayed_exactly(model: ModelConfig, size: int, num_images: int) -> None:
     batch = batch_of(num_images, size)

@@ -62,6 +62,20 @@ def test_both_phases(phase: Phase, earlybird: Any, tmp_path: Path, image_folder:
     assert f"--from {first}" in (second / "report.html").read_text()
 
 
+def test_real_photographs(phase: Phase, tmp_path: Path) -> None:
+    """A stop in the middle of phase 2 and a start without --from end with the same bits."""
+    demo = ("data.source=demo", "data.heldout=0.1", "optim.update_batch=16")
+    first, stopped, straight = (tmp_path / name for name in ("first", "stopped", "straight"))
+    assert phase("pretrain", first, "--max-steps", 4, settings=demo).json["status"] == "stopped"
+    for words in (["--from", first, "--max-steps", 2], ["--max-steps", 4]):
+        ended = phase("finetune", stopped, *words, settings=demo)
+        assert ended.json["status"] == "stopped", ended.err
+    phase("finetune", straight, "--from", first, "--max-steps", 4, settings=demo)
+    ours, theirs = tensors(stopped), tensors(straight)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_unweighted_phases(phase: Phase, tmp_path: Path) -> None:
     assert phase("pretrain-baseline", tmp_path / "a", "--max-steps", 1).json["status"] == "stopped"
     ended = phase("finetune-baseline", tmp_path / "b", "--from", tmp_path / "a", "--max-steps", 1)
