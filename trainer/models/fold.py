@@ -1,0 +1,41 @@
+"""A net for inference alone: every batch-norm becomes part of the layer before it."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from trainer.models.blocks import ConvNormReLU, ImageNetStem
+from trainer.models.multi_exit import MultiExitNet
+
+
+def folded(net: MultiExitNet) -> MultiExitNet:
+    """A copy of `net` in evaluation mode, without a batch-norm and without gradients: the same logits from fewer passes
+    over memory.
+
+    A batch-norm on its running statistics is an affine map per channel, here of a convolution's or a linear layer's
+    output: weight * scale, (bias - mean) * scale + shift. Nothing in these nets normalises before it convolves.
+    Raises ValueError where a batch-norm follows neither.
+    """
+    net = copy.deepcopy(net).eval().requires_grad_(False)
+    net.equilibrium = None  # identities in evaluation mode
+    for module in net.modules():
+        if isinstance(module, ConvNormReLU | ImageNetStem):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.add_module("norm", nn.Identity())
+        elif isinstance(module, nn.Sequential):
+            _fold_linear(module)
+    left = [name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if left:
+        raise ValueError(f"{left[0]} follows no convolution and no linear layer: it cannot be folded into one")
+    return net.requires_grad_(False)
+
+
+def _fold_linear(parts: nn.Sequential) -> None:
+    for index in range(len(parts) - 1):
+        linear, norm = parts[index], parts[index + 1]
+        if isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+            parts[index] = fuse_linear_bn_eval(linear, norm)
+            parts[index + 1] = nn.Identity()
