@@ -39,6 +39,10 @@ class Record:
     run_folders: tuple[str, ...] = ()
     site: Site = dataclasses.field(default_factory=Site)
 
+    def of(self, index: int, run_folder: str) -> Record:
+        """The record of one run of the array."""
+        return dataclasses.replace(self, id=f"{self.id}_{index}", run_folder=run_folder, run_folders=())
+
     def write(self, folder: Path) -> None:
         """Into `folder`, for its user and group alone: the environment may hold what is nobody else's business."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,11 @@ from rich.table import Table
 from trainer.cli_benchmark import benchmark_app
 from trainer.cli_data import data_app, prepare
 from trainer.cli_exporter import exporter
+from trainer.cli_jobs import cancel, logs, runs
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
 from trainer.cli_scale import index, memory
 from trainer.cli_status import status
+from trainer.cli_submit import submit
 from trainer.cli_watch import watch
 
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
@@ -30,7 +32,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(prepare)
+app.command()(submit)
 app.command()(status)
+app.command()(logs)
+app.command()(cancel)
+app.command()(runs)
 app.command()(watch)
 app.add_typer(data_app, name="data")
 benchmark_app.command()(index)

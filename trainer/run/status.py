@@ -22,6 +22,23 @@ _SILENT_SECONDS = 600.0  # without a row, on a machine that cannot be asked
 _LEARNED = ("model.", "weight_net.")  # tensors of the backbone and of the weight net
 
 
+def run_brief(run: Path) -> dict[str, Any]:
+    """What `run_status` says of the run's state and progress, without a look at its checkpoints."""
+    folder = RunFolder(run)
+    config = folder.read_config()
+    rows = read_rows(folder.log_file)
+    valid = [row for row in read_log(folder.log_file) if row["event"] == "train"]
+    starts = [row for row in rows if row["event"] == "start" and not row.get("again")]
+    return {
+        "state": _state(rows),
+        "recipe": config.recipe,
+        "epoch": valid[-1]["epoch"] if valid else 0.0,
+        "step": max([row["iteration"] for row in valid[-1:]] + [row["iteration"] for row in starts[-1:]], default=0),
+        "images_seen": sum(row["images"] for row in valid),
+        "restarts": max(0, len(starts) - 1),
+    }
+
+
 def run_status(run: Path) -> dict[str, Any]:
     """The state of the run in folder `run`; ValueError where there is none.
 
@@ -34,23 +51,12 @@ def run_status(run: Path) -> dict[str, Any]:
     last_checkpoint   {"folder", "step", "age_seconds"} of the newest whole one, or null
     weights_sha256    over its backbone and weight net: each tensor's name, dtype, shape, bytes, by the order of names
     """
-    folder = RunFolder(run)
-    config = folder.read_config()
-    rows = read_rows(folder.log_file)
-    valid = [row for row in read_log(folder.log_file) if row["event"] == "train"]
-    starts = [row for row in rows if row["event"] == "start" and not row.get("again")]
-    goodput = Goodput(rows)
+    goodput = Goodput(read_rows(RunFolder(run).log_file))
     try:
         found = load_latest(run)
     except CheckpointError:
         found = None
-    return {
-        "state": _state(rows),
-        "recipe": config.recipe,
-        "epoch": valid[-1]["epoch"] if valid else 0.0,
-        "step": max([row["iteration"] for row in valid[-1:]] + [row["iteration"] for row in starts[-1:]], default=0),
-        "images_seen": sum(row["images"] for row in valid),
-        "restarts": max(0, len(starts) - 1),
+    return run_brief(run) | {
         "goodput_ratio": goodput.ratio,
         "badput_seconds": goodput.badput,
         "last_checkpoint": None
