@@ -23,8 +23,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     plain = _PLAIN.fullmatch(text) and text.lower().lstrip("-") not in _WORDS
-    lines = "\n" in text and not plain and dumper.analyze_scalar(text).allow_block
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if lines else None if plain else '"')
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "|" if "\n" in text else '"')
 
 
 _Dumper.add_representer(str, _text)

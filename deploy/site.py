@@ -176,7 +176,7 @@ class SkyPilot:
 
     def __post_init__(self) -> None:
         for folder, source in self.mounts.items():
-            if not re.fullmatch(r"(mount|cached|copy|volume):\S+", source) or not folder.startswith("/"):
+            if not re.fullmatch(r"(mount|cached|copy|volume):[^\s$]+", source) or not folder.startswith("/"):
                 raise ValueError(
                     f'skypilot.mounts: {folder} = {source!r}; write "/FOLDER" = "MODE:SOURCE", the mode being mount, '
                     f"cached, copy or volume"
