@@ -43,7 +43,7 @@ def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any
             raise ValueError(f"{run} has no checkpoint yet; train it first")
         images = open_dataset(config.data, config.seed)
         theirs = checkpoint.meta.get("data_fingerprint")
-        if theirs != images.fingerprint:
+        if theirs is not None and theirs != images.fingerprint:  # an imported checkpoint does not say what trained it
             raise ValueError(
                 f"{run} was trained on other images (fingerprint {str(theirs)[:12]}, these have "
                 f"{images.fingerprint[:12]}): their held-out images may have trained it; give --data the run's own"
