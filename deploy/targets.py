@@ -8,13 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.job import Job
+from deploy.kubernetes import KubernetesTarget
 from deploy.local import LocalTarget
 from deploy.record import Record, read_record
 from deploy.site import Site
+from deploy.skypilot import SkyPilotTarget
 from deploy.slurm import SlurmTarget
 from deploy.target import ENDED, Standing, Target
 
-TARGETS: dict[str, Callable[[], Target]] = {"local": LocalTarget, "slurm": SlurmTarget}
+TARGETS: dict[str, Callable[[], Target]] = {
+    "local": LocalTarget,
+    "slurm": SlurmTarget,
+    "kubernetes": KubernetesTarget,
+    "skypilot": SkyPilotTarget,
+}
 _SILENCE = 600.0  # seconds that a scheduler may be out of reach while someone waits for its job
 
 
