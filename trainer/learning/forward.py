@@ -68,7 +68,7 @@ class Network:
         if not isinstance(self.module, ImtaNet):
             return batch
         with self.precision.autocast():
-            features = self.module.seen(batch.images)
+            features = self.module.seen(self._cast(batch.images))
         return replace(batch, images=features.to(self.precision.parameter_dtype))
 
     @cached_property
@@ -85,7 +85,7 @@ class Network:
         eager: for what a compiled net cannot do, a second derivative or dual tensors; judging: see `losses`.
         """
         with self.precision.autocast(), true_gradients(self.trained) if judging else nullcontext():
-            images = images.to(self.precision.parameter_dtype) if images.dtype == torch.float32 else images
+            images = self._cast(images)
             if parameters is None:
                 return self.tracked(images)
             with untracked_batch_norm(self.trained):
@@ -93,6 +93,9 @@ class Network:
                     return functional_call(self.trained, parameters, (images,))
                 named = {f"_orig_mod.{name}": value for name, value in parameters.items()}
                 return functional_call(self.compiled, named, (images,))
+
+    def _cast(self, images: Tensor) -> Tensor:
+        return images.to(self.precision.parameter_dtype) if images.dtype == torch.float32 else images
 
     def losses(self, logits: Logits, part: Batch, judging: bool = False, backend: Choice = "auto") -> ExitLosses:
         """judging: for the meta loss, which is of cross-entropies; what is trained on may be distilled."""

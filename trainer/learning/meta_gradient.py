@@ -89,7 +89,7 @@ def meta_step(state: TrainState, forward: HalfForward, meta_half: Batch) -> dict
         update, state.update = state.update, None
         judge = forward
         if not state.network.judges_as_it_trains:
-            at = {name: p.detach().clone().requires_grad_() for name, p in state.network.parameters.items()}
+            at = {name: torch.nn.Parameter(p.detach().clone()) for name, p in state.network.parameters.items()}
             judge = HalfForward(state.network, forward.half, at, judging=True)
         cotangent, meta_loss = judged(state, update, judge)
         state.step_weight_net(update.weights, cotangent)
@@ -112,9 +112,8 @@ def meta_gradient(
     scale = state.loss_scale()
     grads = mean_over_ranks(forward.gradient(weights.values * (scale / len(weights.values))))
     ahead = _look_ahead(state, list(torch._foreach_div(grads, scale)) if state.scaled else grads)
-    return judged(
-        state, Update(weights, forward.linearised()), HalfForward(state.network, meta_half, ahead, judging=True)
-    )
+    meta = HalfForward(state.network, meta_half, ahead, judging=True)
+    return judged(state, Update(weights, forward.linearised()), meta)
 
 
 def judged(state: TrainState, update: Update, meta: HalfForward) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,9 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": "bf16"},
     "unread": {"net": UNREAD},
     "unread-accumulated": {"net": UNREAD, "accumulation": 2},
+    "imta-pretrain": {"net": dataclasses.replace(NET, imta="pretrain"), "schedule": "online"},
+    "imta-finetune": {"net": dataclasses.replace(NET, imta="finetune")},
+    "imta-finetune-statistics": {"net": dataclasses.replace(NET, imta="finetune"), "batch_norm": "batch"},
 }
 UPDATE_BATCH, ITERATIONS = 16, 3
 
@@ -75,7 +78,8 @@ def main(folder: Path) -> None:
             )
             state = build_state(config, 10, Progress(0, 10), ranks)
             for iteration in range(ITERATIONS):
-                for a, b in share(ranks.rank, ranks.world_size, iteration).crossed_halves():
+                batch = state.network.seen(share(ranks.rank, ranks.world_size, iteration))
+                for a, b in batch.crossed_halves():
                     forward = HalfForward(state.network, a, record=True)
                     meta_step(state, forward, b)
                     train_step(state, forward)

@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         *("exact-mat", "exact-row-nesterov", "exact-col-accumulated", "online", "double-backward"),
         *("unread", "unread-accumulated"),  # parameters that no exit reads
+        *("imta-pretrain", "imta-finetune"),
     ],
 )
 def test_two_ranks_are_one(folder: Path, case: str) -> None:
@@ -47,7 +48,9 @@ def test_two_ranks_are_one(folder: Path, case: str) -> None:
         assert np.linalg.norm(theirs - ours) <= 1e-9 * np.linalg.norm(theirs), group
 
 
-@pytest.mark.parametrize("case", ["exact-mat", "batch-statistics", "double-backward", "bf16"])
+@pytest.mark.parametrize(
+    "case", ["exact-mat", "batch-statistics", "double-backward", "bf16", "imta-finetune-statistics"]
+)
 def test_ranks_stay_alike(folder: Path, case: str) -> None:
     """Replicated state, running batch-norm statistics included, is bit-equal on both ranks."""
     first, second = (np.load(folder / f"{case}-{rank}-of-2.npz") for rank in (0, 1))
