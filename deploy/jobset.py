@@ -15,8 +15,9 @@ REFUSED = 2  # exit code of `earlybird` for what only its user can mend
 def jobset(job: Job, element: Element, name: str, site: Site) -> list[dict[str, Any]]:
     """The JobSet of one run of the job."""
     spec = jobset_spec(job, element, name, site)
-    nodes = spec["replicatedJobs"][0]["template"]["spec"]
-    nodes |= {"completionMode": "Indexed", "parallelism": job.nodes, "completions": job.nodes}
+    template = spec["replicatedJobs"][0]["template"]
+    nodes = {"completionMode": "Indexed", "parallelism": job.nodes, "completions": job.nodes, **template["spec"]}
+    template["spec"] = nodes
     whole = container(job, site) | command(job, element, name, site)
     whole |= {"env": environment(job, site), "resources": resources(job, site)}
     nodes["template"]["spec"]["containers"] = [whole]
