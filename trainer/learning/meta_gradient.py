@@ -89,8 +89,8 @@ def meta_step(state: TrainState, forward: HalfForward, meta_half: Batch) -> dict
         update, state.update = state.update, None
         judge = forward
         if not state.network.judges_as_it_trains:
-            at = {name: torch.nn.Parameter(p.detach().clone()) for name, p in state.network.parameters.items()}
-            judge = HalfForward(state.network, forward.half, at, judging=True)
+            here = [p.detach().clone() for p in state.network.parameters.values()]
+            judge = HalfForward(state.network, forward.half, _leaves(state, here), judging=True)
         cotangent, meta_loss = judged(state, update, judge)
         state.step_weight_net(update.weights, cotangent)
         return {"meta_loss": meta_loss}
@@ -143,7 +143,7 @@ def judged(state: TrainState, update: Update, meta: HalfForward) -> tuple[Tensor
 
 
 def _look_ahead(state: TrainState, grads: list[Tensor]) -> dict[str, Tensor]:
-    """The parameters after one step of the real optimizer from its real momentum; leaves that ask for gradients."""
+    """The parameters after one step of the real optimizer from its real momentum; leaves of a graph."""
     optim, parameters = state.config.optim, state.network.parameters
     ahead = lookahead(
         [p.detach() for p in parameters.values()],
@@ -154,7 +154,12 @@ def _look_ahead(state: TrainState, grads: list[Tensor]) -> dict[str, Tensor]:
         weight_decay=optim.weight_decay,
         nesterov=optim.nesterov,
     )
-    return {name: theta.requires_grad_() for name, theta in zip(parameters, ahead, strict=True)}
+    return _leaves(state, ahead)
+
+
+def _leaves(state: TrainState, values: list[Tensor]) -> dict[str, Tensor]:
+    """The values by parameter name, leaves of a graph."""
+    return {name: torch.nn.Parameter(value) for name, value in zip(state.network.parameters, values, strict=True)}
 
 
 def meta_cotangent(losses: Tensor, confidences: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
