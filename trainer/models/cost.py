@@ -108,7 +108,11 @@ def fvcore_costs(config: ModelConfig, num_classes: int, image_size: int) -> list
         warnings.simplefilter("ignore")  # fvcore scripts and traces by forms that torch calls deprecated
         from fvcore.nn import FlopCountAnalysis  # here: only this cross-check needs it, and it takes a second
 
-        analysis = FlopCountAnalysis(net, torch.zeros(1, 3, image_size, image_size)).unsupported_ops_warnings(False)
+        analysis = (
+            FlopCountAnalysis(net, torch.zeros(1, 3, image_size, image_size))
+            .unsupported_ops_warnings(False)
+            .uncalled_modules_warnings(False)
+        )
         by_module = analysis.by_module_and_operator()
 
     def count(name: str) -> int:
