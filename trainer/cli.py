@@ -14,6 +14,7 @@ from rich.table import Table
 
 from trainer.cli_benchmark import benchmark_app
 from trainer.cli_data import data_app, prepare
+from trainer.cli_doctor import doctor
 from trainer.cli_export import import_checkpoint
 from trainer.cli_exporter import exporter
 from trainer.cli_jobs import cancel, logs, runs
@@ -33,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(prepare)
+app.command()(doctor)
 app.command()(submit)
 app.command()(status)
 app.command()(logs)

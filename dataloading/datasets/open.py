@@ -87,7 +87,7 @@ def open_splits(path: Path, *, num_threads: int = 0, progress: ProgressCallback 
         raise ValueError(f"data.path {path} does not exist; give a folder, archive or prepared set")
     if is_prepared(path):
         return read_prepared(path)
-    home = cache_folder() / "index" / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+    home = _home(path)
     found = _cached(home)
     if found is None:
         with locked(home):
@@ -98,6 +98,11 @@ def open_splits(path: Path, *, num_threads: int = 0, progress: ProgressCallback 
                 key = hashlib.sha256(json.dumps([_FORMAT, read.watched]).encode()).hexdigest()[:32]
                 found = Splits.open(once(home / key, lambda folder: read.save(folder, home / key)))
     return found
+
+
+def is_indexed(path: Path) -> bool:
+    """Whether a start finds every header of `path`, which exists, read already."""
+    return is_prepared(path) or _cached(_home(path)) is not None
 
 
 def read_source(path: Path) -> Splits:
@@ -112,6 +117,11 @@ def source_kind(path: Path) -> str:
 
 def _kind(path: Path) -> tuple[str, Callable[[Path], Splits]]:
     return next((name, read) for name, is_kind, read in _KINDS if is_kind(path))
+
+
+def _home(path: Path) -> Path:
+    """Of all indexes of a source in the cache: one, until the source changes."""
+    return cache_folder() / "index" / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
 
 
 def _cached(home: Path) -> Splits | None:
