@@ -64,7 +64,11 @@ class Node:
         if self.told:
             self.child.terminate()
         code = self.child.wait()
-        return 0 if code == 0 else CODES.get(last_word(run_folder / "log.jsonl", began), code if code > 0 else 1)
+        if code == 0:
+            return 0
+        if self.told:  # whether it could save or not: it goes on from its newest checkpoint
+            return PREEMPTED
+        return CODES.get(last_word(run_folder / "log.jsonl", began), code if code > 0 else 1)
 
     def _hand_on(self, number: int, _: FrameType | None) -> None:
         self.told = True
