@@ -80,7 +80,7 @@ class Network:
     def logits(
         self, images: Tensor, parameters: dict[str, Tensor] | None = None, eager: bool = False, judging: bool = False
     ) -> Logits:
-        """K train-mode logits [n, C]; at other parameters than the net's own, its buffers are left alone.
+        """K train-mode logits [n, C]; at other parameters (leaves: nn.Parameter) the net's buffers are left alone.
 
         eager: for what a compiled net cannot do, a second derivative or dual tensors; judging: see `losses`.
         """
@@ -88,11 +88,12 @@ class Network:
             images = self._cast(images)
             if parameters is None:
                 return self.tracked(images)
-            with untracked_batch_norm(self.trained):
-                if eager or self.compiled is None:
+            if eager or self.compiled is None:
+                with untracked_batch_norm(self.trained):
                     return functional_call(self.trained, parameters, (images,))
-                named = {f"_orig_mod.{name}": value for name, value in parameters.items()}
-                return functional_call(self.compiled, named, (images,))
+            # Copies of the buffers, and nn.Parameter each: what differs from a pass at the net's own is compiled anew.
+            named = {name: buffer.clone() for name, buffer in self.trained.named_buffers()} | parameters
+            return functional_call(self.compiled, {f"_orig_mod.{name}": v for name, v in named.items()}, (images,))
 
     def _cast(self, images: Tensor) -> Tensor:
         return images.to(self.precision.parameter_dtype) if images.dtype == torch.float32 else images

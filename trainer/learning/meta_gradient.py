@@ -159,7 +159,19 @@ def _look_ahead(state: TrainState, grads: list[Tensor]) -> dict[str, Tensor]:
 
 def _leaves(state: TrainState, values: list[Tensor]) -> dict[str, Tensor]:
     """The values by parameter name, leaves of a graph."""
-    return {name: torch.nn.Parameter(value) for name, value in zip(state.network.parameters, values, strict=True)}
+    parameters = state.network.parameters
+    pairs = zip(parameters.values(), values, strict=True)
+    return {name: torch.nn.Parameter(_laid_out_as(*pair)) for name, pair in zip(parameters, pairs, strict=True)}
+
+
+def _laid_out_as(parameter: Tensor, values: Tensor) -> Tensor:
+    """`values` with the strides of `parameter`, those of dimensions of one place too: a compiled net asks for them."""
+    if values.stride() == parameter.stride():
+        return values
+    apart = [a != b for a, b, n in zip(values.stride(), parameter.stride(), parameter.shape, strict=True) if n > 1]
+    return (
+        torch.empty_like(parameter).copy_(values) if any(apart) else values.as_strided(values.shape, parameter.stride())
+    )
 
 
 def meta_cotangent(losses: Tensor, confidences: Tensor, ratio: float) -> tuple[Tensor, Tensor]:

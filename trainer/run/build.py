@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dataloading.cache import cache_folder
 from trainer.config import Config
 from trainer.learning.forward import Network
 from trainer.learning.optim import build_sgd
@@ -72,6 +74,8 @@ def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ran
 def _compiled(module: nn.Module) -> nn.Module:
     # The lookahead and the real update are two backward passes of one compiled graph: it may not eat its inputs.
     torch._functorch.config.donated_buffer = False
+    # Kept over restarts of the machine, where torch's own default is a temporary folder.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
     logger.info("precision.compile: the first steps compile the net, which takes minutes the first time")
     return torch.compile(module)  # type: ignore[return-value]
 
