@@ -22,6 +22,7 @@ from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with
 from trainer.cli_scale import index, memory
 from trainer.cli_status import status
 from trainer.cli_submit import submit
+from trainer.cli_sweep import sweep
 from trainer.cli_watch import watch
 
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(prepare)
 app.command()(doctor)
 app.command()(submit)
+app.command()(sweep)
 app.command()(status)
 app.command()(logs)
 app.command()(cancel)

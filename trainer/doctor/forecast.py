@@ -132,8 +132,8 @@ def findings(found: Forecast, config: Config, price: float) -> Iterator[Finding]
     yield Finding(
         "time forecast",
         "pass",
-        f"{config.run.epochs} epochs: {found.hours:,.1f} hours ({found.evaluation_hours:,.1f} of them evaluation), "
-        f"{found.device_hours:,.1f} device hours{cost}",
+        f"{config.run.epochs} epochs: {_hours(found.hours)} ({_hours(found.evaluation_hours)} of them evaluation), "
+        f"{found.device_hours:,.2f} device hours{cost}",
         values={"price_per_device_hour": price, "cost": price * found.device_hours},
     )
 
@@ -227,3 +227,7 @@ def _memory_left(ranks: Ranks) -> float:
         free, _ = torch.cuda.mem_get_info(ranks.device)
         return float(free + torch.cuda.memory_reserved(ranks.device))
     return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 2 else f"{60 * hours:.1f} minutes"

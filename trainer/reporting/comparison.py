@@ -87,6 +87,11 @@ def write_comparison(folders: Sequence[Path], page: Path) -> Path:
     return temporary.replace(page)
 
 
+def read_groups(folders: Sequence[Path]) -> list[Group]:
+    """The evaluated runs in `folders`, by their settings; ValueError as `write_comparison` raises it."""
+    return groups([_read(Path(folder)) for folder in folders])
+
+
 def groups(runs: Sequence[Run]) -> list[Group]:
     """The runs by their settings without the seed, in the order in which they are given."""
     settings = [

@@ -1,0 +1,79 @@
+"""Options of the commands that carry out several runs: where, with how much, and how many at a time."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from trainer.run.trials import Place
+
+Target = Annotated[str, typer.Option(help="local | slurm | kubernetes | skypilot")]
+Nodes = Annotated[int, typer.Option(help="Machines of each run.")]
+Gpus = Annotated[int, typer.Option(help="GPUs of each machine; 0 trains on the CPU.")]
+Cpus = Annotated[int, typer.Option(help="CPUs of each machine; 0: the site's or the cluster's choice.")]
+Memory = Annotated[str, typer.Option(metavar="64G", help="Of each machine; the cluster's choice if not given.")]
+Limit = Annotated[str, typer.Option("--time", metavar="24h|90min", help="Limit of each run.")]
+SiteName = Annotated[
+    str, typer.Option("--site", metavar="FILE|NAME", help="Profile; ~/.config/earlybird/site.toml if there.")
+]
+MaxSteps = Annotated[int, typer.Option(help="Stop each run after so many iterations; 0 runs it whole.")]
+Parallel = Annotated[
+    int, typer.Option(min=0, help="Runs in progress at a time; 0: one on this machine, all on a cluster.")
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow a cluster's jobs to their ends; local ones always are.")]
+DataElsewhere = Annotated[bool, typer.Option("--data-elsewhere", help="The data cannot be read from here: unchecked.")]
+
+
+def place(
+    target: str,
+    nodes: int,
+    gpus: int,
+    cpus: int,
+    memory: str,
+    limit: str,
+    site: str,
+    data: str,
+    data_elsewhere: bool,
+    max_steps: int,
+    parallel: int,
+    wait: bool,
+) -> Place:
+    """The options as one value."""
+    from deploy.site import read_site
+    from trainer.run.interval import Interval
+    from trainer.run.trials import Place
+
+    if max_steps < 0:
+        raise ValueError(f"--max-steps is {max_steps}; give a positive number of iterations, 0 for all")
+    minutes = math.ceil(Interval.time(limit, "--time") / 60) if limit else 0
+    return Place(
+        target=target,
+        nodes=nodes,
+        gpus=gpus,
+        cpus=cpus,
+        memory=memory,
+        minutes=minutes,
+        site=read_site(site),
+        data=data,
+        data_elsewhere=data_elsewhere,
+        max_steps=max_steps,
+        parallel=parallel,
+        wait=wait,
+    )
+
+
+def teller(within: Path) -> Callable[[Path, str], None]:
+    """Prints what happens to a run, by its folder's name in `within`, on standard error."""
+
+    def told(folder: Path, what: str) -> None:
+        name = folder.relative_to(within) if folder.is_relative_to(within) else folder
+        where = f"; earlybird logs {folder} --job shows why" if what == "failed" else ""
+        print(f"{name}: {what}{where}", file=sys.stderr, flush=True)
+
+    return told

@@ -1,0 +1,122 @@
+"""Several runs as one piece of work: checked together, submitted, and those that are complete left alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.job import Job
+from deploy.site import Site
+from deploy.sweep import carry_out, job_name
+from deploy.target import State
+from deploy.targets import target_of
+from trainer.config import Config, resolve
+from trainer.run.admission import admit
+from trainer.run.folder import RunFolder
+from trainer.run.interval import Interval
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: a recipe with settings (the seed among them) in a folder of its own."""
+
+    recipe: str
+    settings: tuple[str, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs of a piece of work are carried out, each with as much.
+
+    parallel  jobs in progress at a time; 0: one on this machine, all of them on a cluster
+    wait      until all have ended; this machine's jobs are always waited for
+    """
+
+    target: str = "local"
+    nodes: int = 1
+    gpus: int = 0
+    cpus: int = 0
+    memory: str = ""
+    minutes: int = 0
+    site: Site = field(default_factory=Site)
+    data: str = ""
+    data_elsewhere: bool = False
+    max_steps: int = 0
+    parallel: int = 0
+    wait: bool = False
+
+    @property
+    def at_once(self) -> int:
+        return self.parallel or (1 if self.target == "local" else 0)
+
+
+def run_trials(
+    trials: Sequence[Trial], place: Place, told: Callable[[Path, str], None] = lambda folder, what: None
+) -> dict[Path, State]:
+    """How each stands, by its folder: completed, failed or cancelled; where nobody waits, pending.
+
+    Settings, folders and data of all are checked, and the first job with its cluster, before the first is submitted.
+    Raises ValueError, in one line, for what would be refused.
+    """
+    by_folder = {str(trial.folder.absolute()): trial for trial in trials}
+    if len(by_folder) < len(trials):
+        raise ValueError("two of the runs would share a folder; give each its own")
+    configs = {folder: trial_config(trial, place.data) for folder, trial in by_folder.items()}
+    jobs = {folder: _job(trial, configs[folder], folder, place) for folder, trial in by_folder.items()}
+    left = [folder for folder in jobs if not is_complete(Path(folder), place.max_steps)]
+    for folder in left:
+        admit(
+            configs[folder],
+            jobs[folder].world_size,
+            {configs[folder].seed: Path(folder)},
+            data_elsewhere=place.data_elsewhere,
+        )
+    if left:
+        target_of(place.target).check(jobs[left[0]], place.site)
+    states = carry_out(
+        jobs,
+        place.target,
+        place.site,
+        finished=lambda folder: is_complete(Path(folder), place.max_steps),
+        at_once=place.at_once,
+        wait=place.wait or place.target == "local",
+        told=lambda folder, what: told(by_folder[folder].folder, what),
+        recipes={folder: trial.recipe for folder, trial in by_folder.items()},
+    )
+    return {by_folder[folder].folder: state for folder, state in states.items()}
+
+
+def trial_config(trial: Trial, data: str) -> Config:
+    """The whole configuration of a trial on the images in `data`, "" for the recipe's own."""
+    settings = ["data.source=auto", *trial.settings, f"data.path={data}"] if data else list(trial.settings)
+    return resolve(trial.recipe, settings)
+
+
+def is_complete(folder: Path, max_steps: int = 0) -> bool:
+    """Whether the run there went to its end, or to `max_steps`."""
+    summary = RunFolder(folder).summary_file
+    if not summary.is_file():
+        return False
+    kept = json.loads(summary.read_text())
+    ended: bool = kept["status"] == "completed"
+    return ended or (kept["status"] == "stopped" and 0 < max_steps <= kept["iterations"])
+
+
+def _job(trial: Trial, config: Config, folder: str, place: Place) -> Job:
+    steps = ("--max-steps", str(place.max_steps)) if place.max_steps else ()
+    return Job(
+        name=job_name(trial.recipe, *trial.folder.parts[-2:]),
+        arguments=("train", trial.recipe, *(word for one in trial.settings for word in ("--set", one)), *steps),
+        run_folder=folder,
+        data=str(Path(place.data).expanduser().absolute()) if place.data and not place.data_elsewhere else place.data,
+        nodes=place.nodes,
+        gpus_per_node=place.gpus,
+        cpus_per_node=place.cpus,
+        memory_per_node=place.memory,
+        minutes=place.minutes,
+        grace_seconds=math.ceil(Interval.time(config.run.grace, "run.grace")),
+    )
