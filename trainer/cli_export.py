@@ -44,3 +44,43 @@ def import_checkpoint(
         f"imported {found['tensors']} tensors ({where}) as {recipe}, {found['num_classes']} classes: {run}\n"
         f"Next: earlybird evaluate {run}{'' if data else ' --data PATH'}"
     )
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    kind: Annotated[str, typer.Option("--format", metavar="onnx|torch", help="ONNX models, or torch.export programs.")],
+    last_exit: Annotated[
+        int, typer.Option("--exit", min=0, help="The last exit to export, counted from 1; 0: all.")
+    ] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default RUN/export-FORMAT.")] = None,
+    data: Annotated[str, typer.Option(metavar="PATH", help="Images to check on, if the run's have moved.")] = "",
+    images: Annotated[int, typer.Option(help="Validation images that check the graphs.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's net for a server: batch-norms folded, one graph a block, checked against the net on real images."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from trainer.export.command import export_run
+
+    with Console(stderr=True).status("reading the run") as status:
+        manifest = export_run(
+            run, kind, last_exit=last_exit, out=out, data=data, num_images=images, progress=status.update
+        )
+    if as_json:
+        print(json.dumps(manifest))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{manifest['folder']}: {len(manifest['exits'])} graphs and manifest.json, checked on "
+        f"{manifest['checked_on_images']} images",
+        markup=False,
+    )
+    table = Table("exit", "file", "takes", "Mul-Adds M", "largest difference of a logit")
+    for row in manifest["exits"]:
+        takes = ", ".join(given["name"] for given in row["inputs"][:3]) + (", ..." if len(row["inputs"]) > 3 else "")
+        difference = f"{row['largest_difference']:.1e}"
+        table.add_row(str(row["exit"]), row["file"], takes, f"{row['mul_adds'] / 1e6:.2f}", difference)
+    console.print(table)
+    if not manifest["thresholds"]:
+        console.print("No thresholds in the manifest: earlybird evaluate RUN sets them, for the whole net.")
