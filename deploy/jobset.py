@@ -54,6 +54,8 @@ def jobset_spec(job: Job, element: Element, name: str, site: Site) -> dict[str, 
         },
         "template": template,
     }
+    if job.is_elastic:  # nodes that never came, or came too late, are not waited for
+        nodes["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
     if job.minutes:
         nodes["activeDeadlineSeconds"] = 60 * job.minutes
     return {

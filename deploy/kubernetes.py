@@ -54,15 +54,15 @@ class KubernetesTarget:
             _fits(job, site, kubectl)
         # Trainer asks for a TrainJob's runtime, which a dry run does not keep.
         asked = [part for part in objects if part["kind"] != "TrainJob"]
-        called([*kubectl, "create", "--dry-run=server", "-f", "-"], stdin=to_yaml(asked), remedy=_NOTHING)
+        _create(kubectl, asked, "--dry-run=server")
 
     def submit(self, job: Job, site: Site) -> str:
         kubectl, kind = _kubectl(site), _kind(site, asks=True)
         created: list[str] = []
         try:
             for part in self._objects(job, site, kind):
-                said = called([*kubectl, "create", "-f", "-", "-o", "name"], stdin=to_yaml([part]), remedy=_NOTHING)
-                created.append(said.strip())
+                name = _create(kubectl, [part], "-o", "name")
+                created.append(name.strip())
         except ValueError as error:
             if created:
                 _delete(kubectl, reversed(created), f"{error}; what was created stays: {' '.join(created)}")
@@ -176,7 +176,8 @@ def _fits(job: Job, site: Site, kubectl: Sequence[str]) -> None:
         if "(Forbidden)" in str(error):
             return
         raise
-    gpus = [int(node["status"].get("allocatable", {}).get(GPU, "0")) for node in json.loads(said)["items"]]
+    open_nodes = [node for node in json.loads(said)["items"] if not node.get("spec", {}).get("unschedulable")]
+    gpus = [int(node["status"].get("allocatable", {}).get(GPU, "0")) for node in open_nodes]
     if sum(number // job.gpus_per_node for number in gpus) < job.nodes:
         most = ", ".join(map(str, sorted(gpus, reverse=True)[:8])) or "none"
         raise ValueError(
@@ -222,6 +223,17 @@ def _names(record: Record) -> list[tuple[str, str]]:
     if index:
         return [(kind, f"{whole}-{index}")]
     return [(kind, f"{whole}-{i}") for i in range(len(record.run_folders))] or [(kind, whole)]
+
+
+def _create(kubectl: Sequence[str], objects: list[dict[str, Any]], *options: str) -> str:
+    try:
+        return called([*kubectl, "create", *options, "-f", "-"], stdin=to_yaml(objects), remedy=_NOTHING)
+    except ValueError as error:
+        if "(AlreadyExists)" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}: earlybird cancel removes a job that is over too, and --name gives another name"
+        ) from None
 
 
 def _delete(kubectl: Sequence[str], objects: Any, remedy: str) -> None:

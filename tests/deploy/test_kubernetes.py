@@ -182,7 +182,7 @@ def test_a_refusal_midway_leaves_nothing(start: Start) -> None:
 def test_a_name_that_is_taken_stays_what_it_was(start: Start) -> None:
     api = start()
     kept = record(JOB, site())
-    with refused("already exists; nothing was submitted"):
+    with refused("already exists; nothing was submitted: earlybird cancel removes"):
         TARGET.submit(JOB, site())
     assert len(api.names("trainjobs", "trainingruntimes")) == 2
     assert TARGET.standing(kept).state == "pending"
