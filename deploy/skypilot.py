@@ -135,7 +135,8 @@ def _task(job: Job, element: Element, site: Site) -> dict[str, Any]:
     torchrun = [*job.torchrun, f"--rdzv-id={task['name']}", "--tee=3", "--log-line-prefix-template=[rank ${rank}] "]
     torchrun += ["-m", "--", "trainer", *element.arguments]
     run = _RUN.format(port=site.ports.rendezvous)
-    task["run"] = f"{array('node', node)}\n{array('torchrun', torchrun)}\n{run}"
+    words = f"{array('node', node)}\n{array('torchrun', torchrun)}\n"
+    task["run"] = f"# shellcheck disable=SC2016\n{words}{run}"  # what looks like a variable is meant for torchrun
     return task
 
 

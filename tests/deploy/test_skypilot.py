@@ -61,6 +61,13 @@ def test_golden() -> None:
     assert text == GOLDEN.read_text()
 
 
+def test_shellcheck_has_nothing_to_say() -> None:
+    script = "#!/bin/bash\n" + yaml.safe_load(TARGET.render(JOB, site()))["run"]
+    program = Path(sys.executable).parent / "shellcheck"  # of the dev dependencies
+    done = subprocess.run([program, "-"], input=script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_skypilot_itself_reads_it(tmp_path: Path) -> None:
     python = os.environ.get("EARLYBIRD_SKYPILOT")
     if not python:
