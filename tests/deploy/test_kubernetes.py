@@ -265,6 +265,7 @@ def test_kubectl_reads_every_word_as_it_was(start: Start) -> None:
         "---",
         "...",
     ]
+    words += ["a\n\x85", "a\n\u2028b", "a\r\nb", "\n", " \n", "a \n b", "\n\na", "a\n\n", "\ufeff", "\ta\n"]
     job = Job("demo", ("train", "demo", *words), "/runs/demo")
     TARGET.submit(job, site(api="jobset"))
     found = json.loads(api.kubectl("get", "jobset", "demo", "-o", "json"))

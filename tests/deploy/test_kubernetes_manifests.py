@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deploy.job import Job
@@ -250,6 +250,7 @@ def test_kubernetes_expands_nothing(text: str) -> None:
     assert expanded(literal(text), {"HOME": "/root"}) == text
 
 
+@example(["a\n\x85", "a\n\u2028b", "a\r\nb", "\n", " \n", "a \n b"])
 @given(st.lists(nasty, min_size=1))
 def test_words_survive_yaml(words: list[str]) -> None:
     assert yaml.safe_load(to_yaml([{"args": words}])) == {"args": words}
