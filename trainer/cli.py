@@ -15,7 +15,7 @@ from rich.table import Table
 from trainer.cli_benchmark import benchmark_app
 from trainer.cli_data import data_app, prepare
 from trainer.cli_doctor import doctor
-from trainer.cli_export import import_checkpoint
+from trainer.cli_export import export, import_checkpoint
 from trainer.cli_exporter import exporter
 from trainer.cli_jobs import cancel, logs, runs
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
@@ -44,6 +44,7 @@ app.command()(cancel)
 app.command()(runs)
 app.command()(watch)
 app.command("import-checkpoint")(import_checkpoint)
+app.command()(export)
 app.add_typer(data_app, name="data")
 benchmark_app.command()(index)
 benchmark_app.command()(memory)
