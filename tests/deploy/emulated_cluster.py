@@ -1,7 +1,8 @@
 """An emulated Kubernetes API that a real kubectl talks to: objects are kept, nothing runs.
 
-`python emulated_cluster.py KIND`: an admission webhook refuses objects of that kind, "" for none. The port is printed;
-it serves until standard input closes. PUT /logs/POD sets what a pod has printed.
+`python emulated_cluster.py KIND ABSENT...`: nobody may create or list objects of that kind ("" for none), and the
+absent kinds are not known. The address is printed; it serves until standard input closes. PUT /logs/POD sets what a pod
+has printed.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Cluster(kmock.KubernetesEmulator):
         if method == "POST" and "dryRun" in request.params:
             return aiohttp.web.json_response(request.data)
         if request.action == kmock.action.LIST and request.resource.plural:
+            if self.resources[request.resource].kind == self.refused:
+                return _failed(403, "Forbidden", f"{request.resource.plural} is forbidden: user may not list them")
             return aiohttp.web.json_response(self._listed(request))
         try:
             return await super()._handle(request)

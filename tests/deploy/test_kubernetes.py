@@ -176,7 +176,7 @@ def test_a_refusal_midway_leaves_nothing(start: Start) -> None:
     TARGET.check(JOB, site())
     with refused("no TrainJob here; nothing was submitted"):
         TARGET.submit(JOB, site())
-    assert api.names("trainjobs", "trainingruntimes") == []
+    assert api.names("trainingruntimes") == []
 
 
 def test_a_name_that_is_taken_stays_what_it_was(start: Start) -> None:
@@ -202,6 +202,34 @@ def test_what_the_cluster_lacks_is_told_before(start: Start) -> None:
     TARGET.check(JOB, site(check_nodes=False))
     with refused("kubernetes.image of the site is empty"):
         TARGET.check(JOB, site(image=""))
+    assert api.names("trainjobs", "trainingruntimes") == []
+
+
+def test_who_may_not_look_may_still_submit(start: Start) -> None:
+    api = start(refused="Node")
+    api.create(*CLAIMS)
+    TARGET.check(JOB, site())
+
+
+def test_the_same_words_as_on_every_target(start: Start, tmp_path: Path) -> None:
+    """The command line: submit --json, status, cancel, by the run folder alone."""
+    api = start()
+    api.create("PersistentVolumeClaim/runs")
+    profile, run = tmp_path / "site.toml", tmp_path / "demo"
+    profile.write_text('[kubernetes]\nimage = "a:1"\nruns = "/runs"\nvolumes = { "/runs" = "pvc:runs" }\n')
+
+    def earlybird(*words: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "trainer", *words, "--json"]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    place = ["--target", "kubernetes", "--site", str(profile), "--run-folder", str(run)]
+    told = earlybird("submit", "demo", *place, "--nodes", "2", "--set", "run.grace=90s")
+    assert (told["target"], told["id"]) == ("kubernetes", "trainjob/demo")
+    found = json.loads(api.kubectl("get", "trainingruntime", "demo", "-o", "json"))
+    (nodes,) = found["spec"]["template"]["spec"]["replicatedJobs"]
+    assert nodes["template"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 90, "run.grace"
+    assert earlybird("status", str(run))["job"]["state"] == "pending"
+    earlybird("cancel", str(run))
     assert api.names("trainjobs", "trainingruntimes") == []
 
 
