@@ -56,8 +56,8 @@ _END = """\
 # USR1 comes before the limit of time and before a preemption: the run saves, and the job goes back into the queue.
 # TERM comes from a cancel: the run saves, and the job is over.
 told="" cancelled=""
-trap 'told=yes; kill -USR1 "$step"' USR1
-trap 'cancelled=yes; kill -USR1 "$step"' TERM
+trap 'told=yes; kill -USR1 "$step" 2> /dev/null' USR1
+trap 'cancelled=yes; kill -USR1 "$step" 2> /dev/null' TERM
 code=0
 while kill -0 "$step" 2> /dev/null; do
   code=0
@@ -70,14 +70,27 @@ status=""
 if [ "$run/summary.json" -nt "$began" ]; then
   status=$(sed -n 's/^ *"status": "\\([a-z]*\\)".*/\\1/p' "$run/summary.json")
 fi
+# A node that fails takes the step with it, often before Slurm misses the node. So what was under way is tried again,
+# but not what diverged, nor what did not come to a checkpoint three times in a row.
+is_worth_another_start() {
+  local failures=0
+  local lost='State=[A-Z+]*([*]|DOWN|NOT_RESPONDING)'
+  if scontrol --oneliner show node "$SLURM_JOB_NODELIST" | grep -Eq "$lost"; then return 0; fi
+  if ! [ "$run/log.jsonl" -nt "$began" ] || tail -n 1 "$run/log.jsonl" | grep -q '"diverged"'; then return 1; fi
+  if [ -e "$logs/.failures" ] && ! [ "$run/checkpoints" -nt "$began" ]; then failures=$(< "$logs/.failures"); fi
+  echo $((failures + 1)) > "$logs/.failures"
+  [ "$failures" -lt 2 ]
+}
 echo "$(date +%FT%T) ended: ${status:-without a summary}, srun $code"
 case $status in completed | stopped) exit 0 ;; esac
+# Where Slurm ends the job itself, cancelled or put back for a node that failed, nothing is left to do: TERM came too, a
+# cancel would take it out of the queue, and a requeue bring back what someone cancelled.
+if [ "$(state)" != RUNNING ]; then exit 1; fi
 if [ -n "$cancelled" ]; then
   scancel "$SLURM_JOB_ID"
   sleep 60
-elif [ -n "$told" ] || [ "$status" = preempted ]; then
-  # Not where someone cancelled it: requeue would bring it back.
-  if [ "$(state)" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"; then sleep 600; fi
+elif [ -n "$told" ] || [ "$status" = preempted ] || is_worth_another_start; then
+  if scontrol requeue "$SLURM_JOB_ID"; then sleep 600; fi
 fi
 exit 1
 """

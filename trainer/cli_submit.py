@@ -92,11 +92,11 @@ def submit(
     if dry_run:
         print(text, end="")
         return
+    record = send(target, job, profile, recipe=recipe, settings=tuple(changed))
     if gpus and not cpus and target == "slurm" and not profile.slurm.cpus_per_gpu:
         print(
             "note: without --cpus (or slurm.cpus_per_gpu of the site) Slurm often gives 1 CPU a node", file=sys.stderr
         )
-    record = send(target, job, profile, recipe=recipe, settings=tuple(changed))
     if as_json:
         kept = {"target": record.target, "id": record.id, "name": record.name, "run_folder": record.run_folder}
         print(json.dumps(kept | {"run_folders": record.run_folders or (record.run_folder,), "data": checked}))

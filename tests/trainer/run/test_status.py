@@ -70,7 +70,8 @@ def test_through_a_kill_and_a_restart(earlybird: Any, tmp_path: Path) -> None:
     assert account.productive_seconds + sum(account.badput.values()) == pytest.approx(elapsed, abs=0.5)
 
     outcome = earlybird("status", run, "--json")
-    assert (outcome.code, set(json.loads(outcome.out))) == (0, KEYS)
+    assert (outcome.code, set(json.loads(outcome.out))) == (0, KEYS | {"job"})
+    assert json.loads(outcome.out)["job"] is None, "it was never submitted"
     shown = earlybird("status", run).out
     assert shown.startswith("stopped: demo, epoch")
     assert ours["weights_sha256"] in shown
@@ -122,5 +123,6 @@ def test_states(rows: list[Any], state: str) -> None:
 
 def test_a_diverged_run_says_so(earlybird: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert earlybird.train(run, "optim.base_lr=1e30").code == 3
+    assert earlybird.train(run, "optim.base_lr=1e18").code == 3
     assert run_status(run)["state"] == "diverged"
+    assert earlybird("status", run).code == 1
