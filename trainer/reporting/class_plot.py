@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from trainer.reporting.plots import GRID, INK, OURS, Row, dress, exit_colours
 
+MOST_NAMES = 12  # of more classes the names would overlap
+
 
 def class_figure(rows: Sequence[Row]) -> Figure:
     """Top-1 of the first and the last exit over the classes as given, largest first, above their training images.
@@ -27,4 +29,6 @@ def class_figure(rows: Sequence[Row]) -> Figure:
     images.bar(places, [row["num_train"] for row in rows], width=1.0, color=OURS, edgecolor=GRID, lw=0.3)
     images.set_yscale("log")
     images.tick_params(colors=INK)
+    if len(rows) <= MOST_NAMES:
+        images.set_xticks(places, [row["name"] for row in rows])
     return figure
