@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from trainer.run.folder import RunFolder
 
 _ENDED = ("completed", "stopped")
-_TRAINING_ONLY = ("imta", "batch_norm")  # model settings that change no parameter and no evaluation of the phase-1 net
+# Model settings that change no parameter and no evaluation of the phase-1 net, and the number that follows the data.
+_FREE = ("imta", "batch_norm", "num_classes")
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ def begun_from(config: Config, folder: RunFolder) -> Config:
         raise ValueError(f"{config.recipe} begins with a trained net; give --from RUN, a run of ...-imta-pretrain")
     source = Path(config.origin.run)
     _check_net(config, source)
-    _check_ended(source)
-    weights = _digest(_newest(source))
+    found = _newest(source)
+    if "imported" not in found.meta:
+        _check_ended(source)
+    weights = _digest(found)
     if config.origin.weights not in ("", weights):
         raise ValueError(f"--from {source} has other weights than origin.weights says: {weights[:12]}; leave that out")
     return dataclasses.replace(config, origin=OriginConfig(str(source.absolute()), weights))
@@ -66,7 +69,7 @@ def begin(net: ImtaNet, origin: OriginConfig, images: ImageSet) -> None:
     if _digest(found) != origin.weights:
         raise ValueError(f"--from {origin.run} has trained on since this run took its weights; give another --run")
     theirs = found.meta.get("data_fingerprint")
-    if theirs != images.fingerprint:
+    if theirs is not None and theirs != images.fingerprint:  # an imported net does not say what trained it
         raise ValueError(
             f"--from {origin.run} was trained on other images (fingerprint {str(theirs)[:12]}, now "
             f"{images.fingerprint[:12]}): those held out here may have trained it; give its --data, data.* and --seed"
@@ -99,7 +102,7 @@ def _check_net(config: Config, source: Path) -> None:
     differing = [
         f"model.{field.name} is {getattr(theirs, field.name)} there and {getattr(ours, field.name)} here"
         for field in dataclasses.fields(ours)
-        if field.name not in _TRAINING_ONLY and getattr(theirs, field.name) != getattr(ours, field.name)
+        if field.name not in _FREE and getattr(theirs, field.name) != getattr(ours, field.name)
     ]
     if differing:
         raise ValueError(f"--from {source} holds another net: {'; '.join(differing)}; give a run of the same net")

@@ -12,6 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer.config import read_config
+from trainer.import_checkpoint import import_checkpoint
+from trainer.models.authors_names import to_authors
 from trainer.run.checkpoint import load_latest
 
 Phase = Callable[..., Any]
@@ -74,6 +77,20 @@ def test_real_photographs(phase: Phase, tmp_path: Path) -> None:
     ours, theirs = tensors(stopped), tensors(straight)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_imported_net(phase: Phase, earlybird: Any, tmp_path: Path) -> None:
+    """A phase-1 net in the authors' naming, published without images, is begun with like any other."""
+    phase("pretrain", tmp_path / "own", "--max-steps", 1)
+    config = read_config(tmp_path / "own" / "config.json")
+    state = {
+        name.removeprefix("model."): value for name, value in tensors(tmp_path / "own").items() if "model." in name
+    }
+    torch.save(to_authors(config.model, state), tmp_path / "published.pth.tar")
+    import_checkpoint(tmp_path / "published.pth.tar", config, tmp_path / "imported")
+    ended = phase("finetune", tmp_path / "run", "--from", tmp_path / "imported", "--max-steps", 1)
+    assert ended.json["status"] == "stopped", ended.err
+    assert torch.equal(tensors(tmp_path / "run")["model.teacher.weight"], state["classifiers.1.linear.weight"])
 
 
 def test_unweighted_phases(phase: Phase, tmp_path: Path) -> None:
