@@ -44,6 +44,7 @@ def test_batch_mean_is_torchs_mean_over_every_element() -> None:
     assert not found[:, -1].any()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own, on first use
 def test_derivative_along_tangents() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, tangents = (
