@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from dataloading.datasets.open import open_dataset
+from dataloading.datasets.open import ImageSet, open_dataset
 from dataloading.index import Index
 from dataloading.loader import evaluation_loader
 from trainer.config import Config
@@ -17,7 +18,9 @@ from trainer.evaluation.exits import ExitScores, score_exits
 from trainer.evaluation.per_class import by_shots, per_class
 from trainer.learning.precision import resolve_precision
 from trainer.models.cost import exit_costs
+from trainer.models.multi_exit import MultiExitNet
 from trainer.run.build import build_net
+from trainer.run.checkpoint import Checkpoint
 from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder, private_files
 from trainer.run.resume import latest_for_all
@@ -33,31 +36,14 @@ def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any
     """
     if split not in ("val", "heldout"):
         raise ValueError(f"--split is {split!r}; it must be val or heldout")
-    folder = RunFolder(run)
-    config = folder.read_config()
-    if data:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data, source="auto"))
-    with private_files(), process_group(device) as ranks:
-        checkpoint = latest_for_all(run, ranks)  # a run that goes on may write one between two ranks' looks
-        if checkpoint is None:
-            raise ValueError(f"{run} has no checkpoint yet; train it first")
-        images = open_dataset(config.data, config.seed)
-        theirs = checkpoint.meta.get("data_fingerprint")
-        if theirs is not None and theirs != images.fingerprint:  # an imported checkpoint does not say what trained it
-            raise ValueError(
-                f"{run} was trained on other images (fingerprint {str(theirs)[:12]}, these have "
-                f"{images.fingerprint[:12]}): their held-out images may have trained it; give --data the run's own"
-            )
+    with opened(run, data, device) as (config, images, net, ranks, checkpoint):
         if not len(images.heldout) and split == "heldout":
             raise ValueError(f"{run} holds no images out of training (data.heldout is 0); use --split val")
-        precision = resolve_precision(config.precision, ranks.device)
-        net = build_net(config, len(images.classes), precision)
-        load_model(net, checkpoint.tensors)
         scored_on = images.val if split == "val" else images.heldout
-        scored = _score(net, config, scored_on, ranks)
+        scored = score_split(net, config, scored_on, ranks)
         heldout = scored if split == "heldout" else None
         if split == "val" and len(images.heldout):
-            heldout = _score(net, config, images.heldout, ranks)
+            heldout = score_split(net, config, images.heldout, ranks)
     costs = exit_costs(config.model, len(images.classes), config.data.image_size)
     mul_adds = [float(cost.mul_adds) for cost in costs]
     assert scored.samples is not None
@@ -77,6 +63,33 @@ def evaluate_run(run: Path, split: str, data: str, device: str) -> dict[str, Any
     }
 
 
+@contextmanager
+def opened(run: Path, data: str, device: str) -> Iterator[tuple[Config, ImageSet, MultiExitNet, Ranks, Checkpoint]]:
+    """A run's configuration, images, and net with the newest checkpoint's weights, on every rank.
+
+    data  where its images lie now, "" where they were
+    Raises ValueError for a folder without a checkpoint, or other images than the run's.
+    """
+    folder = RunFolder(run)
+    config = folder.read_config()
+    if data:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data, source="auto"))
+    with private_files(), process_group(device) as ranks:
+        checkpoint = latest_for_all(run, ranks)  # a run that goes on may write one between two ranks' looks
+        if checkpoint is None:
+            raise ValueError(f"{run} has no checkpoint yet; train it first")
+        images = open_dataset(config.data, config.seed)
+        theirs = checkpoint.meta.get("data_fingerprint")
+        if theirs != images.fingerprint:
+            raise ValueError(
+                f"{run} was trained on other images (fingerprint {str(theirs)[:12]}, these have "
+                f"{images.fingerprint[:12]}): their held-out images may have trained it; give --data the run's own"
+            )
+        net = build_net(config, len(images.classes), resolve_precision(config.precision, ranks.device))
+        load_model(net, checkpoint.tensors)
+        yield config, images, net, ranks, checkpoint
+
+
 def _budgeted(heldout: ExitScores | None, scored: ExitScores, mul_adds: list[float]) -> list[BudgetedRow]:
     """The 39 points; none where no image was held out to set thresholds."""
     if heldout is None:
@@ -92,7 +105,8 @@ def _budgeted(heldout: ExitScores | None, scored: ExitScores, mul_adds: list[flo
     )
 
 
-def _score(net: Any, config: Config, index: Index, ranks: Ranks) -> ExitScores:
+def score_split(net: MultiExitNet, config: Config, index: Index, ranks: Ranks) -> ExitScores:
+    """Every exit on every image of a split, image by image too; collective over ranks."""
     precision = resolve_precision(config.precision, ranks.device)
     loader = evaluation_loader(
         config.data,
