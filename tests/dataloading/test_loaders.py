@@ -8,7 +8,6 @@ import io
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -371,15 +370,6 @@ def test_a_loader_left_in_the_middle_starts_anew(tmp_path: Path, loader: str) ->
         assert ours.images.dtype == torch.uint8
     fresh.close()
     assert not {"dali loader", "resize_0", "files_0"} & {thread.name for thread in threading.enumerate()}
-
-
-def test_synthetic_batches_are_made_once(tmp_path: Path) -> None:
-    config = DataConfig(source="synthetic", image_size=16, resize_size=16)
-    with closing(train_loader(config, _index(tmp_path, *_jpegs(30)), seed=3, update_batch=10, device=CPU)) as loader:
-        first, second = loader.batches(0, 2)
-    assert first.images.data_ptr() == second.images.data_ptr()
-    assert first.normalized(torch.bfloat16).images.dtype == torch.bfloat16
-    assert first.labels.tolist() == [row % 3 for row in first.ids.tolist()]
 
 
 def test_memory_does_not_grow(tmp_path: Path) -> None:
