@@ -19,10 +19,12 @@ from trainer.cli_export import export, import_checkpoint
 from trainer.cli_exporter import exporter
 from trainer.cli_jobs import cancel, logs, runs
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
+from trainer.cli_reproduce import reproduce
 from trainer.cli_scale import index, memory
 from trainer.cli_status import status
 from trainer.cli_submit import submit
 from trainer.cli_sweep import sweep
+from trainer.cli_tune import tune
 from trainer.cli_watch import watch
 
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
@@ -38,6 +40,8 @@ app.command()(prepare)
 app.command()(doctor)
 app.command()(submit)
 app.command()(sweep)
+app.command()(tune)
+app.command()(reproduce)
 app.command()(status)
 app.command()(logs)
 app.command()(cancel)

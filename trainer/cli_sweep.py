@@ -30,6 +30,7 @@ from trainer.cli_place import (
 
 if TYPE_CHECKING:
     from trainer.reporting.comparison import Group
+    from trainer.run.trials import Trial
 
 _VARY = "NAME=VALUE,VALUE; NAME:NAME=VALUE:VALUE,... changes several together; ; parts values that hold commas."
 
@@ -62,22 +63,10 @@ def sweep(
     Given again, the same command skips what is complete, follows what goes on, and tries again what failed. Exit code
     1 where a run failed.
     """
-    from deploy.sweep import combinations
-    from trainer.config import resolve
-    from trainer.run.trials import Trial, run_trials
-    from trainer.settings import setting_names
+    from trainer.run.trials import run_trials
 
-    lists = [name for name, value in setting_names(resolve(recipe, [])).items() if isinstance(value, tuple)]
     home = folder or Path("runs") / f"{recipe}-sweep"
-    trials = [
-        Trial(
-            recipe,
-            (*(settings or []), *one.settings, *([f"seed={seed}"] if seed is not None else [])),
-            Path(home, *filter(None, (one.label, f"seed-{seed}" if seed is not None else ""))),
-        )
-        for one in combinations(vary or [], lists)
-        for seed in _seeds(seeds)
-    ]
+    trials = trials_of(recipe, vary or [], seeds, settings, home)
     if len(trials) == 1:
         raise ValueError("this is one run, no sweep; give --vary NAME=A,B or --seeds 5, or use earlybird train")
     where = place(target, nodes, gpus, cpus, memory, limit, site, data, data_elsewhere, max_steps, parallel, wait)
@@ -90,7 +79,26 @@ def sweep(
     finish(states, home, as_json)
 
 
-def _seeds(text: str) -> tuple[int | None, ...]:
+def trials_of(recipe: str, vary: list[str], seeds: str, settings: list[str] | None, home: Path) -> list[Trial]:
+    """One a combination and seed, each in a folder of its own in `home`."""
+    from deploy.sweep import combinations
+    from trainer.config import resolve
+    from trainer.run.trials import Trial
+    from trainer.settings import setting_names
+
+    lists = [name for name, value in setting_names(resolve(recipe, [])).items() if isinstance(value, tuple)]
+    return [
+        Trial(
+            recipe,
+            (*(settings or []), *one.settings, *([f"seed={seed}"] if seed is not None else [])),
+            Path(home, *filter(None, (one.label, f"seed-{seed}" if seed is not None else ""))),
+        )
+        for one in combinations(vary, lists)
+        for seed in seeds_of(seeds)
+    ]
+
+
+def seeds_of(text: str) -> tuple[int | None, ...]:
     """5 is 0 to 4; a list or a span says which."""
     from trainer.cli_submit import parse_seeds
 

@@ -28,7 +28,7 @@ class PublishedAccuracy:
 
 
 # METHOD.md section 4. CIFAR is printed in millions: 6.86 14.35 27.54 41.71 58.48.
-_COSTS = {
+COSTS = {
     "imagenet-msdnet-step4": PublishedCosts((4.24, 8.77, 13.07, 16.75, 23.96), (0.34, 0.69, 1.01, 1.25, 1.36)),
     "imagenet-msdnet-step6": PublishedCosts((4.24, 10.78, 17.84, 24.58, 38.68), (0.34, 0.92, 1.52, 1.99, 2.19)),
     "imagenet-msdnet-step7": PublishedCosts((4.24, 11.89, 20.58, 29.16, 47.54), (0.34, 1.06, 1.81, 2.42, 2.68)),
@@ -36,7 +36,7 @@ _COSTS = {
 }
 
 # METHOD.md section 5, ImageNet (100 epochs) and CIFAR-100 (300 epochs, weight net 1x500 where weighted).
-_ACCURACY = {
+ACCURACY = {
     "imagenet-msdnet-step4-baseline": PublishedAccuracy((59.00, 66.78, 70.12, 71.42, 72.90), 100),
     "imagenet-msdnet-step4": PublishedAccuracy((59.54, 67.22, 71.03, 72.33, 73.93), 100),
     "imagenet-msdnet-step6-baseline": PublishedAccuracy((58.69, 68.75, 72.35, 73.59, 74.63), 100),
@@ -48,7 +48,7 @@ _ACCURACY = {
 }
 
 # METHOD.md section 5: the authors' longer ImageNet runs with label smoothing 0.1.
-_LABEL_SMOOTHING = {
+LABEL_SMOOTHING = {
     "imagenet-msdnet-step4": PublishedAccuracy((61.64, 67.89, 71.61, 73.82, 75.03), 300),
     "imagenet-msdnet-step6": PublishedAccuracy((61.41, 70.70, 74.38, 75.80, 76.66), 300),
     "imagenet-msdnet-step7": PublishedAccuracy((60.94, 71.88, 75.13, 76.03, 76.82), 300),
@@ -67,9 +67,9 @@ WEIGHT_NET_ABLATION = {
 
 def published_costs(recipe: str) -> PublishedCosts | None:
     """What the paper prints for a recipe's net (weighted and baseline cost the same), or None."""
-    return _COSTS.get(recipe.removesuffix(BASELINE))
+    return COSTS.get(recipe.removesuffix(BASELINE))
 
 
 def published_accuracy(recipe: str, label_smoothing: bool = False) -> PublishedAccuracy | None:
     """What the paper prints for a recipe, or for its long run with label smoothing; None where it prints nothing."""
-    return (_LABEL_SMOOTHING if label_smoothing else _ACCURACY).get(recipe)
+    return (LABEL_SMOOTHING if label_smoothing else ACCURACY).get(recipe)
