@@ -132,6 +132,7 @@ def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
     iterations = run_status(whole)["step"]
     pace = statistics.median(row["seconds"] for row in rows_of(whole, "train"))
     evaluations = [row["iteration"] for row in rows_of(whole, "eval")]
+    evaluation = min(row["seconds"] for row in rows_of(whole, "eval"))
     killed_in, amid_writes = dict.fromkeys(PHASES.values(), 0), 0
     worker = [sys.executable, str(ROOT / "tests" / "soak_worker.py"), str(where)]
     for done in range(number):
@@ -144,14 +145,15 @@ def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
                 wait_until(partial(moved, run, len(before), process), 120, "a row")
                 reached = max((row["iteration"] for row in before if row["event"] == "train"), default=0)
                 aim = chance.random()
-                if aim < 0.6 and any(0 <= evaluated - reached <= 3 for evaluated in evaluations):
+                if aim < 0.6 and any(0 <= evaluated - reached <= 3 for evaluated in evaluations[:-1]):
                     wait_for(where, "e", process)
-                    time.sleep(chance.uniform(0, 1.5))
+                    time.sleep(chance.uniform(0, 0.7 * evaluation))
                 elif aim < 0.3:
                     wait_for(where, chance.choice("wwwc"), process)
                     time.sleep(chance.uniform(0, 0.01))
                 else:  # such lives that the last one ends just before the run does
-                    time.sleep(chance.expovariate(1 / (pace * (0.9 * (iterations - reached) / (number - done)))))
+                    left = iterations - reached
+                    time.sleep(pace * min(chance.expovariate(1.1 * (number - done) / max(left, 1)), max(left - 3, 0)))
             if process.poll() is not None:
                 break  # it has come to its end before
             end(process)
