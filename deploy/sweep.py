@@ -97,8 +97,8 @@ def job_name(*parts: str) -> str:
     """A job's name of these parts, shortened with a hash where they are too long for one."""
     text = "-".join(filter(None, parts))
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    if not name[:1].isalpha():
-        name = f"run-{name}"
+    if not name[:1].isalpha():  # nothing of it may be left, or a digit first
+        name = f"run-{name or _hash(text)}"
     if len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME - 7].rstrip('-')}-{_hash(text)}"
