@@ -75,6 +75,11 @@ class Cluster:
     def start_node(self, node: int) -> None:
         self._run("slurmd", "-N", f"n{node}", "-f", str(self.conf))
 
+    def bring_back(self, node: int) -> None:
+        """The node comes back, and Slurm has seen it and has nothing left to clean up."""
+        self.start_node(node)
+        wait_until(lambda: self._idle() == self.num_nodes, 60, self._complaints)
+
     def kill_node(self, node: int) -> None:
         """As if the machine lost its power: its daemon, its step daemons, all their processes."""
         with suppress(OSError, ValueError):

@@ -141,7 +141,7 @@ def test_one_job_through_preemption_a_dead_node_and_a_cancel(user: User) -> None
     user.cluster.kill_node(2)
     wait_until(waits_again, 90, lambda: user.told(run))
     before = user.iterations(run)[-1]
-    user.cluster.start_node(2)
+    user.cluster.bring_back(2)
     goes_on_after(before)
     starts = [row for row in user.rows(run) if row["event"] == "start"]
     assert [row["world_size"] for row in starts] == [2, 2, 2]
@@ -176,7 +176,7 @@ def test_one_job_through_preemption_a_dead_node_and_a_cancel(user: User) -> None
         (["--cpus", 5], "sbatch refused"),
         (["--data", "nowhere"], "nowhere does not exist"),
         (["--site", "wrong.toml"], "did you mean high?"),
-        (["--set", "optim.update_batch=63"], "64"),
+        (["--set", "optim.update_batch=63"], "positive multiple of 2"),
     ],
 )
 def test_refusals_leave_nothing(user: User, words: list[object], said: str) -> None:
