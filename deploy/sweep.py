@@ -157,7 +157,7 @@ def carry_out(
                 told(folder, states[folder])
         if going:
             time.sleep(pause)
-    return states
+    return {folder: states[folder] for folder in jobs}
 
 
 def in_progress(job: Job) -> Record | None:
