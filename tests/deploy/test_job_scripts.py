@@ -84,7 +84,7 @@ def test_words_arrive_as_they_are_or_are_refused(value: str, folder: str, data: 
     except ValueError as error:
         told = str(error)
         unfit = any(ord(char) < 32 or ord(char) == 127 or char in "\x85\u2028\u2029\\" for char in folder)
-        assert ("\n" in told, unfit) == (False, True), told  # noqa: PT017
+        assert ("\n" in told, unfit) == (False, True), told
         return
     index = {"SLURM_ARRAY_TASK_ID": "0"}
     arguments, exported = arrays(script, "port=", "arguments", "V", environment=index)
