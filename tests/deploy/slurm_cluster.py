@@ -76,8 +76,11 @@ class Cluster:
         self._run("slurmd", "-N", f"n{node}", "-f", str(self.conf))
 
     def bring_back(self, node: int) -> None:
-        """The node comes back, and Slurm has seen it and has nothing left to clean up."""
+        """The node comes back, and Slurm has long seen it: 22.05 gives a job that starts in the second of a return an
+        allocation which it then takes for one node (the two minutes that a requeued job waits hide that)."""
         self.start_node(node)
+        wait_until(lambda: self._idle() == self.num_nodes, 60, self._complaints)
+        time.sleep(10)
         wait_until(lambda: self._idle() == self.num_nodes, 60, self._complaints)
 
     def kill_node(self, node: int) -> None:
