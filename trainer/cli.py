@@ -17,6 +17,7 @@ from trainer.cli_data import data_app, prepare
 from trainer.cli_doctor import doctor
 from trainer.cli_export import export, import_checkpoint
 from trainer.cli_exporter import exporter
+from trainer.cli_inference import predict
 from trainer.cli_jobs import cancel, logs, runs
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
 from trainer.cli_reproduce import reproduce
@@ -49,6 +50,7 @@ app.command()(runs)
 app.command()(watch)
 app.command("import-checkpoint")(import_checkpoint)
 app.command()(export)
+app.command()(predict)
 app.add_typer(data_app, name="data")
 benchmark_app.command()(index)
 benchmark_app.command()(memory)

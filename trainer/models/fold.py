@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from trainer.models.blocks import ConvNormReLU, ImageNetStem
 from trainer.models.multi_exit import MultiExitNet
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def inference_dtype(name: str) -> torch.dtype:
+    """A dtype by its name; ValueError for another one."""
+    if name not in DTYPES:
+        raise ValueError(f"--dtype is {name!r}; it must be one of {' | '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def folded(net: MultiExitNet) -> MultiExitNet:
@@ -39,3 +49,20 @@ def _fold_linear(parts: nn.Sequential) -> None:
         if isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
             parts[index] = fuse_linear_bn_eval(linear, norm)
             parts[index + 1] = nn.Identity()
+
+
+def for_inference(
+    net: MultiExitNet, dtype: torch.dtype = torch.float32, *, channels_last: bool = True, compiled: bool = False
+) -> MultiExitNet:
+    """`folded` in `dtype` and a memory layout; images must come in the same.
+
+    compiled  stem, blocks and classifiers each become a compiled graph that takes any number of images, so that the net
+              can stop between them; the first images wait for the compiler (half a minute and more)
+    """
+    small = folded(net).to(dtype)
+    if channels_last:
+        small = small.to(memory_format=torch.channels_last)
+    if compiled:
+        for part in (small.stem, *small.blocks, *small.classifiers):
+            part.compile(dynamic=True)
+    return small

@@ -1,0 +1,68 @@
+"""What is said of single files is what evaluation counts, and a bad file costs itself alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.evaluation.predict import mul_adds
+
+
+@pytest.fixture
+def run(earlybird: Any, tmp_path: Path, write_images: Callable[..., Path]) -> tuple[Path, list[Path]]:
+    """A trained run, and its validation images."""
+    images = write_images(tmp_path / "images", 12, 6)
+    folder = tmp_path / "run"
+    assert earlybird.train(folder, "data.heldout=0.2", data=images).code == 0
+    return folder, sorted((images / "val").rglob("*.*"))
+
+
+def test_files_are_answered_as_evaluation_counts_them(earlybird: Any, run: tuple[Path, list[Path]]) -> None:
+    folder, files = run
+    evaluated = earlybird("evaluate", folder, "--json").json
+    whole = earlybird("predict", folder, *files, "--batch", 4, "--json")
+    assert whole.code == 0, whole.err
+    rows = whole.json["predictions"]
+    right = [row["class_name"] == Path(row["image"]).parent.name for row in rows]
+    assert 100 * sum(right) / len(right) == pytest.approx(evaluated["anytime"][-1]["top1"])
+    assert {row["exit"] for row in rows} == {2}
+    first = earlybird("predict", folder, *files, "--threshold", 0, "--json").json["predictions"]
+    right = [row["class_name"] == Path(row["image"]).parent.name for row in first]
+    assert 100 * sum(right) / len(right) == pytest.approx(evaluated["anytime"][0]["top1"])
+    assert {row["exit"] for row in first} == {1}
+    assert earlybird("predict", folder, *files, "--budget", "1G").code == 0
+
+
+def test_a_bad_file_costs_itself_alone(earlybird: Any, run: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    folder, files = run
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(files[0].read_bytes()[:40])
+    said = earlybird("predict", folder, broken, tmp_path / "none.jpg", files[0], "--json")
+    assert said.code == 1
+    assert [bool(row["error"]) for row in said.json["predictions"]] == [True, True, False]
+    assert said.err.count("earlybird: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threshold", "1.5"], "--threshold is 1.5"),
+        (["--budget", "9X"], "--budget is '9X'"),
+        (["--budget", "9M"], "run earlybird evaluate"),
+        (["--budget", "9M", "--threshold", "0.5"], "give one of them"),
+        (["--dtype", "int8"], "--dtype is 'int8'"),
+        (["--batch", "0"], "--batch is 0"),
+    ],
+)
+def test_refused(earlybird: Any, run: tuple[Path, list[Path]], words: list[str], message: str) -> None:
+    folder, files = run
+    refused = earlybird("predict", folder, files[0], *words)
+    assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+    assert message in refused.err
+
+
+def test_budgets() -> None:
+    assert [mul_adds(text) for text in ("9M", "1.2g", "350")] == [9e6, 1.2e9, 350]
