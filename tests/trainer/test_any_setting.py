@@ -37,6 +37,7 @@ def little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1, max_size=2))
 def test_any_setting(earlybird: Any, little_memory: None, changed: dict[str, str]) -> None:

@@ -80,7 +80,7 @@ def opened(run: Path, data: str, device: str) -> Iterator[tuple[Config, ImageSet
             raise ValueError(f"{run} has no checkpoint yet; train it first")
         images = open_dataset(config.data, config.seed)
         theirs = checkpoint.meta.get("data_fingerprint")
-        if theirs != images.fingerprint:
+        if theirs is not None and theirs != images.fingerprint:  # None: imported without its images
             raise ValueError(
                 f"{run} was trained on other images (fingerprint {str(theirs)[:12]}, these have "
                 f"{images.fingerprint[:12]}): their held-out images may have trained it; give --data the run's own"
