@@ -120,7 +120,7 @@ def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
     run that nothing happened to. What takes little of the time is aimed at: evaluations and writes of checkpoints.
     """
     chance = random.Random(seed)
-    settings = RECORDED | {"checkpoint.every": "2steps", "run.evaluate_every": 1}
+    settings = RECORDED | {"checkpoint.every": "1steps", "run.evaluate_every": 1}
     run, whole, where = folder / "run", folder / "whole", folder / "where"
 
     def until_done(to: Path, log: Path) -> int:
@@ -131,7 +131,7 @@ def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
         raise RuntimeError("the run that nothing happens to has failed")
     iterations = run_status(whole)["step"]
     pace = statistics.median(row["seconds"] for row in rows_of(whole, "train"))
-    evaluations = [row["iteration"] for row in rows_of(whole, "eval")]
+    evaluations = [row["iteration"] for row in rows_of(whole, "eval")][:-1]
     evaluation = min(row["seconds"] for row in rows_of(whole, "eval"))
     killed_in, amid_writes = dict.fromkeys(PHASES.values(), 0), 0
     worker = [sys.executable, str(ROOT / "tests" / "soak_worker.py"), str(where)]
@@ -139,21 +139,20 @@ def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
         where.write_text("s-")
         with started([*worker, *train_command(run, settings)], folder / "killed.log") as process:
             before = read_rows(run / "log.jsonl")
-            if chance.random() < 0.05:
+            reached = max((row["iteration"] for row in before if row["event"] == "train"), default=0)
+            aim, left = chance.random(), iterations - 10 - reached  # some are left for the last start
+            if aim < 0.05:
                 time.sleep(chance.uniform(0, 5))  # mostly before the first iteration
-            else:
+            elif aim < 0.7 and any(0 <= evaluated - reached <= 2 for evaluated in evaluations):
+                wait_for(where, "e", process)
+                time.sleep(chance.uniform(0, 0.7 * evaluation))
+            elif aim < 0.3:
+                wait_for(where, chance.choice("wwwc"), process)
+                time.sleep(chance.uniform(0, 0.01))
+            else:  # lives as long as those left can share what is left; an iteration is done when the first row is there
                 wait_until(partial(moved, run, len(before), process), 120, "a row")
-                reached = max((row["iteration"] for row in before if row["event"] == "train"), default=0)
-                aim = chance.random()
-                if aim < 0.6 and any(0 <= evaluated - reached <= 3 for evaluated in evaluations[:-1]):
-                    wait_for(where, "e", process)
-                    time.sleep(chance.uniform(0, 0.7 * evaluation))
-                elif aim < 0.3:
-                    wait_for(where, chance.choice("wwwc"), process)
-                    time.sleep(chance.uniform(0, 0.01))
-                else:  # such lives that the last one ends just before the run does
-                    left = iterations - reached
-                    time.sleep(pace * min(chance.expovariate(1.1 * (number - done) / max(left, 1)), max(left - 3, 0)))
+                mean = max(left / (number - done) - 1, 0.1)
+                time.sleep(pace * min(chance.expovariate(1 / mean), max(left, 0)))
             if process.poll() is not None:
                 break  # it has come to its end before
             end(process)
