@@ -149,7 +149,7 @@ def kills(folder: Path, number: int, seed: int) -> dict[str, Any]:
             elif aim < 0.3:
                 wait_for(where, chance.choice("wwwc"), process)
                 time.sleep(chance.uniform(0, 0.01))
-            else:  # lives as long as those left can share what is left; an iteration is done when the first row is there
+            else:  # as long as those to come can share what is left; the first row is an iteration
                 wait_until(partial(moved, run, len(before), process), 120, "a row")
                 mean = max(left / (number - done) - 1, 0.1)
                 time.sleep(pace * min(chance.expovariate(1 / mean), max(left, 0)))
