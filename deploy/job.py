@@ -100,10 +100,11 @@ class Job:
     def is_elastic(self) -> bool:
         return 0 < self.min_nodes < self.nodes
 
-    @property
-    def variables(self) -> dict[str, str]:
-        """The environment of every process: what all targets need, and the job's own."""
-        return ALWAYS | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_seconds)} | dict(self.environment)
+    def variables(self, of_site: Mapping[str, str]) -> dict[str, str]:
+        """The environment of every process: the site's, what all targets need, and the job's own."""
+        quiet = {"NCCL_DEBUG": "WARN"} if self.gpus_per_node else {}  # which a site may set higher
+        needed = ALWAYS | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_seconds)}
+        return quiet | dict(of_site) | needed | dict(self.environment)
 
     @property
     def elements(self) -> tuple[Element, ...]:

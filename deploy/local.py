@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.job import Element, Job
-from deploy.log_files import LOGS, follow_log, job_log, rank_log
+from deploy.log_files import LOGS, TO_RANK_LOG, follow_log, job_log, rank_log
 from deploy.record import Record
 from deploy.shell import array, exports, quoted
 from deploy.site import Site
-from deploy.slurm_script import RANK
 from deploy.target import ENDED, Standing
 
 SCRIPT = "job.sh"  # in the run folder
@@ -61,7 +60,7 @@ class LocalTarget:
     def render(self, job: Job, site: Site) -> str:
         meeting = ("--rdzv-endpoint=localhost:0", f"--rdzv-id={job.name}")
         lines = [_HEAD, f"python={quoted(site.python or sys.executable)}", array("torchrun", (*job.torchrun, *meeting))]
-        lines += exports({**site.environment, **job.variables})
+        lines += exports(job.variables(site.environment))
         for element in job.elements:
             lines += ["", *_run(element, bool(job.seeds))]
         if job.seeds:
@@ -122,7 +121,7 @@ class LocalTarget:
 def _run(element: Element, in_array: bool) -> list[str]:
     run = element.run_folder
     log = job_log(Path(run), f"_{element.index}" if in_array else "")
-    words = ["--no-python", "sh", "-c", RANK, f"{run}/{LOGS}/rank"]
+    words = ["--no-python", "sh", "-c", TO_RANK_LOG, f"{run}/{LOGS}/rank"]
     return [
         array("arguments", element.arguments),
         f'train {quoted(run)} {quoted(str(log))} "$python" -m torch.distributed.run "${{torchrun[@]}}" \\',

@@ -104,7 +104,7 @@ def command(job: Job, element: Element, name: str, site: Site) -> dict[str, list
 
 def environment(job: Job, site: Site) -> list[dict[str, Any]]:
     """Variables of the processes; secrets by reference alone."""
-    values = ({"NCCL_DEBUG": "WARN"} if job.gpus_per_node else {}) | dict(site.environment) | job.variables
+    values = job.variables(site.environment)
     entries: list[dict[str, Any]] = [{"name": name, "value": literal(values[name])} for name in sorted(values)]
     for name, reference in site.kubernetes.secrets.items():
         secret, _, key = reference.partition("/")

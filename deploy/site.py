@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.volumes import read_volumes, volume_of
+from deploy.volumes import OBJECT, read_volumes, volume_of
 
 _STAGING = re.compile(r"(/|\$[A-Za-z_][A-Za-z0-9_]*)[^\n]*")
-_OBJECT = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")  # RFC 1123, of Kubernetes' names
 _SECRET = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[-._a-zA-Z0-9]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -130,7 +129,7 @@ class Kubernetes:
         if self.api not in ("auto", "trainjob", "jobset"):
             raise ValueError(f"kubernetes.api is {self.api!r}; it must be auto, trainjob or jobset")
         for name in ("namespace", "image_secret", "queue", "priority_class", "service_account"):
-            if getattr(self, name) and not _OBJECT.fullmatch(getattr(self, name)):
+            if getattr(self, name) and not OBJECT.fullmatch(getattr(self, name)):
                 raise ValueError(
                     f"kubernetes.{name} is {getattr(self, name)!r}; names are small letters, digits, hyphens and dots"
                 )

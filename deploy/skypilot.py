@@ -124,8 +124,7 @@ def _task(job: Job, element: Element, site: Site) -> dict[str, Any]:
             task.setdefault("volumes", {})[folder] = source
         else:
             task.setdefault("file_mounts", {})[folder] = {"source": source, "mode": _MODES[mode]}
-    nccl = {"NCCL_DEBUG": "WARN"} if job.gpus_per_node else {}
-    task["envs"] = dict(sorted((nccl | dict(site.environment) | job.variables).items()))
+    task["envs"] = dict(sorted(job.variables(site.environment).items()))
     if settings.secrets:
         task["secrets"] = dict.fromkeys(settings.secrets)
     if settings.setup:

@@ -47,9 +47,9 @@ class SlurmTarget:
         script = self.render(job, site)
         for program in ("sbatch", "squeue", "scancel", "scontrol"):
             called([program, "--version"], remedy=_REMEDY)
-        partitions = _partitions(called(["sinfo", "--noheader", "--format=%R|%D|%G"], remedy=_REMEDY, seconds=30))
-        default = called(["sinfo", "--noheader", "--format=%P"], remedy=_REMEDY, seconds=30)
-        wanted = site.slurm.partition or next((p[:-1] for p in default.split() if p.endswith("*")), "")
+        said = called(["sinfo", "--noheader", "--format=%P|%D|%G"], remedy=_REMEDY, seconds=30)
+        partitions, default = _partitions(said)
+        wanted = site.slurm.partition or default
         for partition in wanted.split(",") if wanted else []:
             if partition not in partitions:
                 near = difflib.get_close_matches(partition, partitions, 1)
@@ -94,15 +94,18 @@ class SlurmTarget:
         called(["scancel", "--batch", "--signal=TERM", "--quiet", record.id], remedy=_REMEDY)
 
 
-def _partitions(said: str) -> dict[str, list[tuple[int, int]]]:
-    """(nodes, GPUs of each) by partition, from sinfo's lines."""
+def _partitions(said: str) -> tuple[dict[str, list[tuple[int, int]]], str]:
+    """(nodes, GPUs of each) by partition, and the name of the default one ("" for none), from sinfo's lines."""
     found: dict[str, list[tuple[int, int]]] = {}
+    default = ""
     for line in said.splitlines():
-        name, nodes, gres = line.strip().split("|", 2)
+        marked, nodes, gres = line.strip().split("|", 2)
+        name = marked.removesuffix("*")
+        default = name if marked.endswith("*") else default
         # gpu:8, gpu:a100:8(S:0-1), gpu:a:2,gpu:b:2
         gpus = sum(int(number) for number in re.findall(r"\bgpu:(?:[^:,()]+:)?(\d+)", gres))
         found.setdefault(name, []).append((int(nodes), gpus))
-    return found
+    return found, default
 
 
 def _fits(job: Job, partition: str, groups: list[tuple[int, int]]) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from deploy.job import Job
-from deploy.log_files import LOGS
+from deploy.log_files import LOGS, TO_RANK_LOG
 from deploy.shell import array, exports, quoted
 from deploy.site import Site, Slurm
 
@@ -23,8 +23,6 @@ python=$1
 shift
 exec "$python" -m torch.distributed.run --local-addr="$address" --rdzv-conf="is_host=$endpoint" "$@"
 """
-# In each process of torchrun: a file of its own for every rank, which a restart goes on with.
-RANK = 'exec "$@" >> "$0-$RANK.log" 2>&1'
 # On each node, outside the container; another job of this node may want the same copy.
 _STAGE = """\
 set -eu
@@ -118,7 +116,7 @@ def render(job: Job, site: Site, python: str) -> str:
             'run+="/seed-$seed"',
         ]
     lines += ['logs="$run/' + LOGS + '"', 'mkdir -p "$logs"', 'began="$logs/.began"', 'touch "$began"', ""]
-    lines += exports(({"NCCL_DEBUG": "WARN"} if job.gpus_per_node else {}) | {**site.environment, **job.variables})
+    lines += exports(job.variables(site.environment))
     if slurm.modules:
         lines += [
             "if ! command -v module > /dev/null; then source /etc/profile; fi",
@@ -208,7 +206,7 @@ def _torchrun(job: Job) -> str:
         job.torchrun,
         '--rdzv-endpoint="$head:$port"',
         '--rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"',
-        f'--no-python sh -c {quoted(RANK)} "$logs/rank"',
+        f'--no-python sh -c {quoted(TO_RANK_LOG)} "$logs/rank"',
         '"$python" -m trainer "${arguments[@]}"',
     )
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.job import LONGEST_NAME, Job
-from deploy.record import Record, read_record
+from deploy.record import Record
 from deploy.site import Site
 from deploy.target import ENDED, State
-from deploy.targets import standing_of, submit
+from deploy.targets import in_progress, standing_of, submit
 
 MOST = 1000  # combinations: more are a mistake, or a matter for a scheduler's own arrays
 _PAUSE = 2.0  # seconds between two looks at the jobs
@@ -140,7 +140,7 @@ def carry_out(
                 states[folder] = "completed"
                 told(folder, "is complete already")
                 continue
-            record = in_progress(jobs[folder])
+            record = in_progress(Path(folder))
             if record is None:
                 record = submit(target, jobs[folder], site, recipe=(recipes or {}).get(folder, ""))
                 told(folder, f"job {record.id} on {target}")
@@ -158,11 +158,3 @@ def carry_out(
         if going:
             time.sleep(pause)
     return {folder: states[folder] for folder in jobs}
-
-
-def in_progress(job: Job) -> Record | None:
-    """The record of a job that is in progress in the run folder of `job`; None where there is none."""
-    record = read_record(Path(job.run_folder))
-    if record is None or standing_of(record).state not in ("pending", "running", "preempted"):
-        return None
-    return record

@@ -41,8 +41,13 @@ def submit(target: str, job: Job, site: Site, *, recipe: str = "", settings: tup
     """
     place, folder = target_of(target), Path(job.run_folder)
     for element in job.elements:
-        _refuse_twice(Path(element.run_folder))
+        if before := in_progress(Path(element.run_folder)):
+            raise ValueError(
+                f"--run-folder {element.run_folder} holds job {before.id}, which is {standing_of(before).state}; "
+                f"earlybird cancel {element.run_folder} stops it, or give another folder"
+            )
     place.check(job, site)
+    text = place.render(job, site)  # it may ask the cluster: not once the job is on its way
     elements = [element.run_folder for element in job.elements] if job.seeds else []
     record = Record(
         target=target,
@@ -50,7 +55,7 @@ def submit(target: str, job: Job, site: Site, *, recipe: str = "", settings: tup
         name=job.name,
         submitted_at=time.time(),
         run_folder=job.run_folder,
-        text=place.render(job, site),
+        text=text,
         recipe=recipe,
         settings=settings,
         nodes=job.nodes,
@@ -91,10 +96,7 @@ def wait_for(record: Record, told: Callable[[Standing], None], pause: float = 2.
         time.sleep(pause)
 
 
-def _refuse_twice(folder: Path) -> None:
-    before = read_record(folder)
-    if before is not None and (standing := standing_of(before)).state in ("pending", "running", "preempted"):
-        raise ValueError(
-            f"--run-folder {folder} holds job {before.id}, which is {standing.state}; earlybird cancel {folder} stops "
-            f"it, or give another folder"
-        )
+def in_progress(folder: Path) -> Record | None:
+    """The record of a job that waits or runs in the folder; None where there is none."""
+    record = read_record(folder)
+    return record if record is not None and standing_of(record).state in ("pending", "running", "preempted") else None

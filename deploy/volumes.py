@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 _FORM = re.compile(r"(?P<kind>pvc|hostPath|s3):(?P<what>[^:]+?)(?P<read_only>:ro)?")
-_CLAIM = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")  # RFC 1123; S3's buckets are named alike
+OBJECT = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")  # RFC 1123, of Kubernetes' names; S3's buckets are named alike
 HELP = 'write "pvc:CLAIM[/SUBPATH][:ro]", "hostPath:/FOLDER[:ro]" or "s3:BUCKET[/PREFIX]"'
 
 
@@ -96,7 +96,7 @@ def read_volumes(volumes: Mapping[str, str]) -> tuple[Volume, ...]:
         source, _, path = (what, "", "") if kind == "hostPath" else what.partition("/")
         if kind == "hostPath" and not (source.startswith("/") and ".." not in PurePosixPath(source).parts):
             raise ValueError(f"{where}: a folder of the node begins with /")
-        if kind != "hostPath" and not _CLAIM.fullmatch(source):
+        if kind != "hostPath" and not OBJECT.fullmatch(source):
             raise ValueError(f"{where}: {source!r} is no name; small letters, digits, hyphens and dots are")
         if kind == "pvc" and (path.startswith("/") or ".." in PurePosixPath(path).parts):
             raise ValueError(f"{where}: {path!r} must lead downwards in the claim")

@@ -19,7 +19,7 @@ from trainer.cli_export import export, import_checkpoint
 from trainer.cli_exporter import exporter
 from trainer.cli_inference import predict
 from trainer.cli_jobs import cancel, logs, runs
-from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings, with_data
+from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings
 from trainer.cli_reproduce import reproduce
 from trainer.cli_scale import index, memory
 from trainer.cli_status import status
@@ -27,6 +27,7 @@ from trainer.cli_submit import submit
 from trainer.cli_sweep import sweep
 from trainer.cli_tune import tune
 from trainer.cli_watch import watch
+from trainer.settings import with_data
 
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
 

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer.cli_options import AsJson, Data, Device, Settings, with_data
+from trainer.cli_options import AsJson, Data, Device, Settings
+from trainer.settings import with_data
 
 if TYPE_CHECKING:
     from dataloading.index import Index

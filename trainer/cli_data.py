@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer.cli_options import AsJson, Data, RecipeName, Settings, with_data
+from trainer.cli_options import AsJson, Data, RecipeName, Settings
+from trainer.settings import with_data
 
 data_app = typer.Typer(help="Look at images before training on them.", no_args_is_help=True)
 

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trainer.cli_options import AsJson, Data, Device, Settings, with_data
+from trainer.cli_options import AsJson, Data, Device, Settings
+from trainer.settings import with_data
 
 
 def doctor(

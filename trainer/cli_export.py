@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli_options import AsJson, Settings, with_data
+from trainer.cli_options import AsJson, Settings
+from trainer.settings import with_data
 
 
 def import_checkpoint(

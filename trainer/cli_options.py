@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they become settings."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,3 @@ Settings = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 Data = Annotated[str, typer.Option(metavar="PATH", help="Image folder, archive or prepared set.")]
-
-
-def with_data(data: str, settings: list[str] | None) -> list[str]:
-    """The settings, and those that read `data` instead of the recipe's own images; "" leaves them as they are."""
-    return ["data.source=auto", *(settings or []), f"data.path={data}"] if data else list(settings or [])

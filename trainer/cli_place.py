@@ -23,6 +23,7 @@ SiteName = Annotated[
     str, typer.Option("--site", metavar="FILE|NAME", help="Profile; ~/.config/earlybird/site.toml if there.")
 ]
 MaxSteps = Annotated[int, typer.Option(help="Stop each run after so many iterations; 0 runs it whole.")]
+Seeds = Annotated[str, typer.Option(metavar="5|0,1,2|3-7", help="So many runs of each, or which; not given: one.")]
 Parallel = Annotated[
     int, typer.Option(min=0, help="Runs in progress at a time; 0: one on this machine, all on a cluster.")
 ]
@@ -46,19 +47,17 @@ def place(
 ) -> Place:
     """The options as one value."""
     from deploy.site import read_site
-    from trainer.run.interval import Interval
     from trainer.run.trials import Place
 
     if max_steps < 0:
         raise ValueError(f"--max-steps is {max_steps}; give a positive number of iterations, 0 for all")
-    minutes = math.ceil(Interval.time(limit, "--time") / 60) if limit else 0
     return Place(
         target=target,
         nodes=nodes,
         gpus=gpus,
         cpus=cpus,
         memory=memory,
-        minutes=minutes,
+        minutes=minutes_of(limit),
         site=read_site(site),
         data=data,
         data_elsewhere=data_elsewhere,
@@ -66,6 +65,35 @@ def place(
         parallel=parallel,
         wait=wait,
     )
+
+
+def minutes_of(limit: str) -> int:
+    """Of --time, rounded up; 0 for none."""
+    from trainer.run.interval import Interval
+
+    return math.ceil(Interval.time(limit, "--time") / 60) if limit else 0
+
+
+def seeds_of(text: str) -> tuple[int | None, ...]:
+    """5 is 0 to 4; a list or a span says which."""
+    if text.strip().isdecimal():
+        if not 0 < int(text) <= 1000:
+            raise ValueError(f"--seeds is {text}; give 1 to 1000 of them, or name them as 7-9")
+        return tuple(range(int(text)))
+    return parse_seeds(text) or (None,)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0,1,2`, `0-4` or both; ValueError for anything else."""
+    seeds: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) - int(first) > 9999:
+            raise ValueError(f"--seeds is {text!r}; write 0,1,2 or 0-4")
+        seeds += range(int(first), int(last or first) + 1)
+    if text.strip() and not seeds:
+        raise ValueError(f"--seeds is {text!r}; write 0,1,2 or 0-4")
+    return tuple(seeds)
 
 
 def teller(within: Path) -> Callable[[Path, str], None]:

@@ -21,10 +21,12 @@ from trainer.cli_place import (
     Memory,
     Nodes,
     Parallel,
+    Seeds,
     SiteName,
     Target,
     Wait,
     place,
+    seeds_of,
     teller,
 )
 
@@ -36,7 +38,7 @@ def reproduce(
     from_runs: Annotated[
         list[Path] | None, typer.Option("--from", metavar="RUN", help="A run to collect; may be repeated.")
     ] = None,
-    seeds: Annotated[str, typer.Option(metavar="5|0,1,2|3-7", help="Runs of each row; not given: one.")] = "",
+    seeds: Seeds = "",
     folder: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Of all runs; default runs/TABLE.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Train what is missing; without it, only the forecast.")] = False,
     batch: Annotated[
@@ -64,9 +66,8 @@ def reproduce(
     `cost` runs anywhere. An accuracy table collects --from runs, or trains its rows: first it measures here what they
     will take and ends with exit code 1; with --yes it trains them and prints the table.
     """
-    from trainer.cli_sweep import seeds_of
     from trainer.reporting.tables import COST, accuracy_rows, accuracy_table
-    from trainer.run.trials import Trial, is_complete, run_trials
+    from trainer.run.trials import is_complete, run_trials, seeded
 
     if table == COST:
         _cost(as_json)
@@ -77,13 +78,9 @@ def reproduce(
         return
     home = folder or Path("runs") / table
     trials = [
-        Trial(
-            row.recipe,
-            (*row.settings, *(settings or []), *([f"seed={seed}"] if seed is not None else [])),
-            Path(home, row.name, *([f"seed-{seed}"] if seed is not None else [])),
-        )
+        trial
         for row in rows
-        for seed in seeds_of(seeds)
+        for trial in seeded(row.recipe, (*row.settings, *(settings or [])), home, seeds_of(seeds), row.name)
     ]
     left = [trial for trial in trials if not is_complete(trial.folder, max_steps)]
     if left and not yes:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli_options import AsJson, Data, RecipeName, Settings, with_data
+from trainer.cli_options import AsJson, Data, RecipeName, Settings
+from trainer.settings import with_data
 
 
 def index(as_json: AsJson = False) -> None:

@@ -21,10 +21,12 @@ from trainer.cli_place import (
     Memory,
     Nodes,
     Parallel,
+    Seeds,
     SiteName,
     Target,
     Wait,
     place,
+    seeds_of,
     teller,
 )
 
@@ -38,7 +40,7 @@ _VARY = "NAME=VALUE,VALUE; NAME:NAME=VALUE:VALUE,... changes several together; ;
 def sweep(
     recipe: RecipeName,
     vary: Annotated[list[str] | None, typer.Option("--vary", metavar="NAME=A,B", help=_VARY)] = None,
-    seeds: Annotated[str, typer.Option(metavar="5|0,1,2|3-7", help="So many, or which; not given: the recipe's.")] = "",
+    seeds: Seeds = "",
     folder: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Of all runs; default runs/RECIPE-sweep.")
     ] = None,
@@ -83,30 +85,15 @@ def trials_of(recipe: str, vary: list[str], seeds: str, settings: list[str] | No
     """One a combination and seed, each in a folder of its own in `home`."""
     from deploy.sweep import combinations
     from trainer.config import resolve
-    from trainer.run.trials import Trial
+    from trainer.run.trials import seeded
     from trainer.settings import setting_names
 
     lists = [name for name, value in setting_names(resolve(recipe, [])).items() if isinstance(value, tuple)]
     return [
-        Trial(
-            recipe,
-            (*(settings or []), *one.settings, *([f"seed={seed}"] if seed is not None else [])),
-            Path(home, *filter(None, (one.label, f"seed-{seed}" if seed is not None else ""))),
-        )
+        trial
         for one in combinations(vary, lists)
-        for seed in seeds_of(seeds)
+        for trial in seeded(recipe, (*(settings or []), *one.settings), home, seeds_of(seeds), one.label)
     ]
-
-
-def seeds_of(text: str) -> tuple[int | None, ...]:
-    """5 is 0 to 4; a list or a span says which."""
-    from trainer.cli_submit import parse_seeds
-
-    if text.strip().isdecimal():
-        if not 0 < int(text) <= 1000:
-            raise ValueError(f"--seeds is {text}; give 1 to 1000 of them, or name them as 7-9")
-        return tuple(range(int(text)))
-    return parse_seeds(text) or (None,)
 
 
 def finish(states: Mapping[Path, str], home: Path, as_json: bool) -> None:

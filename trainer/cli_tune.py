@@ -20,6 +20,7 @@ from trainer.cli_place import (
     Memory,
     Nodes,
     Parallel,
+    Seeds,
     SiteName,
     Target,
     Wait,
@@ -31,7 +32,7 @@ from trainer.cli_place import (
 def tune(
     recipe: RecipeName,
     ratios: Annotated[str, typer.Option(metavar="Q,Q,...", help="Values of meta.ratio to try.")] = "0.5,0.75,1.0,1.25",
-    seeds: Annotated[str, typer.Option(metavar="5|0,1,2|3-7", help="Runs of each; not given: the recipe's seed.")] = "",
+    seeds: Seeds = "",
     folder: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Of all runs; default runs/RECIPE-tune.")
     ] = None,

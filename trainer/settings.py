@@ -6,10 +6,16 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 LARGEST = 2**63
+
+
+def with_data(data: str, settings: Sequence[str] | None) -> list[str]:
+    """The settings, and those that read `data` instead of the recipe's own images; "" leaves them as they are."""
+    return ["data.source=auto", *(settings or []), f"data.path={data}"] if data else list(settings or [])
 
 
 def apply_settings(config: T, settings: list[str]) -> T:

@@ -16,14 +16,13 @@ import torch
 
 from dataloading.batch import Batch
 from dataloading.datasets.open import ImageSet
-from dataloading.loader import evaluation_loader, train_loader
-from trainer.benchmark.iteration import fresh_state
 from trainer.benchmark.peak_memory import peak_memory_mb
 from trainer.config import Config
 from trainer.doctor.finding import Finding
 from trainer.evaluation.anytime import anytime
+from trainer.learning.precision import resolve_precision
 from trainer.learning.state import Progress, TrainState
-from trainer.run.build import build_state
+from trainer.run.build import build_net, build_state, scoring_loader, training_loader
 from trainer.run.distributed import Ranks
 from trainer.run.loop import Hooks, train
 from trainer.run.signals import Requests
@@ -153,16 +152,7 @@ def _measured(config: Config, update: int) -> Config:
 
 def _measure(config: Config, images: ImageSet, ranks: Ranks, steps: int) -> tuple[list[Reading], float | None]:
     """Readings of single iterations after the warm-up, and the peak of the GPU's memory; None on a CPU."""
-    loader = train_loader(
-        config.data,
-        images.train,
-        seed=config.seed,
-        update_batch=config.optim.update_batch,
-        accumulation=config.optim.micro_batches(ranks.world_size),
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device=ranks.device,
-    )
+    loader = training_loader(config, images, ranks)
     readings: list[Reading] = []
 
     def log(state: TrainState, reading: Reading) -> None:
@@ -190,22 +180,16 @@ def _median(readings: list[Reading]) -> float:
 
 def _evaluated_per_second(config: Config, images: ImageSet, ranks: Ranks) -> float:
     """Images per second of scoring every exit, over all ranks."""
-    state = fresh_state(config, len(images.classes), ranks.device) if ranks.world_size == 1 else None
-    state = state or build_state(config, len(images.classes), Progress(1, 1 << 40), ranks)
-    size = config.run.evaluation_batch if ranks.device.type == "cuda" else min(_CPU_BATCH, config.run.evaluation_batch)
-    loader = evaluation_loader(
-        config.data,
-        images.val,
-        batch_size=size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device=ranks.device,
-    )
-    with closing(loader):
+    precision = resolve_precision(config.precision, ranks.device)
+    net = build_net(config, len(images.classes), precision)
+    if ranks.device.type == "cpu":
+        smaller = min(_CPU_BATCH, config.run.evaluation_batch)
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, evaluation_batch=smaller))
+    with closing(scoring_loader(config, images.val, ranks)) as loader:
         for timed in (False, True):  # the first pass builds the pipeline and loads kernels
             began = time.perf_counter()
             batches = islice(iter(loader), _EVALUATED_BATCHES if timed else 1)
-            rows = anytime(state.network.module, batches, state.network.precision)
+            rows = anytime(net, batches, precision)
         taken = time.perf_counter() - began
     return rows[0]["num_images"] / taken
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from dataloading.datasets.open import ImageSet, open_dataset
 from dataloading.index import Index
-from dataloading.loader import evaluation_loader
 from trainer.config import Config
 from trainer.evaluation.anytime import anytime_rows
 from trainer.evaluation.budgeted import BudgetedRow, budgeted_batch
@@ -19,7 +18,7 @@ from trainer.evaluation.per_class import by_shots, per_class
 from trainer.learning.precision import resolve_precision
 from trainer.models.cost import exit_costs
 from trainer.models.multi_exit import MultiExitNet
-from trainer.run.build import build_net
+from trainer.run.build import build_net, scoring_loader
 from trainer.run.checkpoint import Checkpoint
 from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder, private_files
@@ -107,14 +106,5 @@ def _budgeted(heldout: ExitScores | None, scored: ExitScores, mul_adds: list[flo
 
 def score_split(net: MultiExitNet, config: Config, index: Index, ranks: Ranks) -> ExitScores:
     """Every exit on every image of a split, image by image too; collective over ranks."""
-    precision = resolve_precision(config.precision, ranks.device)
-    loader = evaluation_loader(
-        config.data,
-        index,
-        batch_size=config.run.evaluation_batch,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device=ranks.device,
-    )
-    with closing(loader):
-        return score_exits(net, loader, precision, per_sample=True)
+    with closing(scoring_loader(config, index, ranks)) as loader:
+        return score_exits(net, loader, resolve_precision(config.precision, ranks.device), per_sample=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from trainer.evaluation.budgeted import RATIOS, BudgetedRow, budgeted_batch
 from trainer.evaluation.command import opened, score_split
 from trainer.evaluation.exits import Samples
 from trainer.models.cost import exit_costs
-from trainer.run.folder import RunFolder
+from trainer.run.folder import RunFolder, write_json
 
 _COSTS = 100  # points of the curve that a score is the mean of
 
@@ -146,14 +145,14 @@ def keep(runs: Sequence[Heldout], found: Sequence[Candidate], folder: Path) -> d
     """What was chosen, into FOLDER/tune.json; thresholds.json with the budgets of each into its run; the former."""
     chosen = best(found)
     for run in runs:
-        _write(RunFolder(run.run).path / "thresholds.json", _budgets(run, chosen))
+        write_json(RunFolder(run.run).path / "thresholds.json", _budgets(run, chosen))
     result = {
         "chosen": chosen.ratio,
         "num_heldout": runs[0].num_images,
         "rows": [_row(candidate) for candidate in found],
         "curve_mul_adds": list(chosen.costs),
     }
-    _write(folder / "tune.json", result)
+    write_json(folder / "tune.json", result)
     return result
 
 
@@ -177,9 +176,3 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         "curve": list(candidate.curve),
         "runs": [str(run) for run in candidate.runs],
     }
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
-    temporary.replace(path)

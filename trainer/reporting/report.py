@@ -18,7 +18,7 @@ from trainer.reporting.plots import Series, accuracy_figure, mul_add_unit, svg, 
 from trainer.reporting.provenance import changed_settings, command, environment, starts, where_time_went
 from trainer.reporting.published import BASELINE, WEIGHT_NET_ABLATION, published_accuracy
 from trainer.settings import setting_names
-from trainer.telemetry.jsonl import read_log, read_rows
+from trainer.telemetry.jsonl import read_rows, still_true
 
 Row = Mapping[str, Any]
 
@@ -38,7 +38,8 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
     if not (run / "config.json").is_file():
         raise ValueError(f"{run} is no run folder (it has no config.json); give one that train wrote")
     config = read_config(run / "config.json")
-    rows = read_log(run / "log.jsonl")
+    everything = read_rows(run / "log.jsonl")
+    rows = still_true(everything)
     evaluation = evaluation or newest_evaluation(rows)
     figures = {"accuracy": "", "classes": "", "training": ""}
     if evaluation and evaluation.get("mul_adds"):
@@ -60,10 +61,10 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
         per_class=_by_size(evaluation) if evaluation else [],
         shots=(evaluation or {}).get("shots", []),
         figures=figures,
-        facts=_facts(rows, read_rows(run / "log.jsonl"), evaluation),
+        facts=_facts(rows, everything, evaluation),
         troubles=_troubles(rows),
-        time=where_time_went(read_rows(run / "log.jsonl")),
-        starts=starts(read_rows(run / "log.jsonl")),
+        time=where_time_went(everything),
+        starts=starts(everything),
         command=command(config),
         environment=environment(run, rows),
         settings=setting_names(config),

@@ -1,14 +1,20 @@
-"""What is checked of a run before it is submitted: what training itself would refuse is found out here."""
+"""A run on its way to a cluster: what is checked of it here, and the job that it becomes."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dataloading.datasets.open import open_dataset
 from dataloading.stream import Stream
+from deploy.job import Job
+from deploy.site import Site
 from trainer.config import Config
 from trainer.run.folder import RunFolder
+from trainer.run.interval import Interval
 
 
 def admit(config: Config, world_size: int, run_folders: dict[int, Path], *, data_elsewhere: bool = False) -> str:
@@ -33,3 +39,39 @@ def admit(config: Config, world_size: int, run_folders: dict[int, Path], *, data
         optim.micro_batches(world_size),
     )
     return f"{images.name}, {len(images.train):,} images of {len(images.classes)} classes"
+
+
+def at_site(settings: Sequence[str], site: Site) -> list[str]:
+    """The settings of a run there: with the site's port for metrics, where they name none."""
+    port = site.ports.telemetry
+    named = any(setting.partition("=")[0].strip() == "telemetry.port" for setting in settings)
+    return [*settings, *([f"telemetry.port={port}"] if port and not named else [])]
+
+
+def job_of(
+    recipe: str,
+    settings: Sequence[str],
+    config: Config,
+    folder: Path,
+    *,
+    data: str = "",
+    data_elsewhere: bool = False,
+    max_steps: int = 0,
+    device: str = "auto",
+    **asked: Any,
+) -> Job:
+    """`train` of a recipe with these settings, which `config` was resolved from, as a job.
+
+    data   as `admit` takes it: what lies here goes by its absolute path
+    asked  of the cluster: fields of Job, its name among them
+    """
+    arguments = ["train", recipe, *(word for setting in settings for word in ("--set", setting))]
+    arguments += ["--max-steps", str(max_steps)] if max_steps else []
+    arguments += ["--device", device] if device != "auto" else []
+    return Job(
+        arguments=tuple(arguments),
+        run_folder=str(folder.absolute()),
+        data=str(Path(data).expanduser().absolute()) if data and not data_elsewhere else data,
+        grace_seconds=math.ceil(Interval.time(config.run.grace, "run.grace")),
+        **asked,
+    )

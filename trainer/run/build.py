@@ -13,6 +13,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dataloading.cache import cache_folder
+from dataloading.datasets.open import ImageSet
+from dataloading.index import Index
+from dataloading.loader import EvaluationLoader, TrainLoader, evaluation_loader, train_loader
 from trainer.config import Config
 from trainer.learning.forward import Network
 from trainer.learning.optim import build_sgd
@@ -68,6 +71,32 @@ def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ran
         weight_net_optimizer=weight_net_optimizer,
         scaler=torch.amp.GradScaler(precision.device.type, enabled=precision.scaled),
         progress=progress,
+    )
+
+
+def training_loader(config: Config, images: ImageSet, ranks: Ranks) -> TrainLoader:
+    """This rank's share of every training batch. ValueError for a batch that does not fit the set or the ranks."""
+    return train_loader(
+        config.data,
+        images.train,
+        seed=config.seed,
+        update_batch=config.optim.update_batch,
+        accumulation=config.optim.micro_batches(ranks.world_size),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+    )
+
+
+def scoring_loader(config: Config, index: Index, ranks: Ranks) -> EvaluationLoader:
+    """This rank's share of a split, each image once over all ranks."""
+    return evaluation_loader(
+        config.data,
+        index,
+        batch_size=config.run.evaluation_batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
     )
 
 

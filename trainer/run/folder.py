@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,18 +102,23 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """How the run stands, for programs."""
-        _write(self.summary_file, summary)
+        write_json(self.summary_file, summary)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """What `write_summary` kept, if anything."""
+        return json.loads(self.summary_file.read_text()) if self.summary_file.is_file() else None
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         """The newest anytime and budgeted figures, which a report is drawn from."""
-        _write(self.evaluation_file, evaluation)
+        write_json(self.evaluation_file, evaluation)
 
     def read_evaluation(self) -> dict[str, Any] | None:
         """What `write_evaluation` kept, if anything."""
         return json.loads(self.evaluation_file.read_text()) if self.evaluation_file.is_file() else None
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Into `path`, whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(values, indent=1) + "\n")
     temporary.replace(path)

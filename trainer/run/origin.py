@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,11 +91,12 @@ def _fitting(tensors: dict[str, Tensor], name: str, own: Tensor, run: str) -> Te
 
 
 def _check_net(config: Config, source: Path) -> None:
-    from trainer.config import read_config  # configurations are made of this module's own
+    from trainer.run.folder import RunFolder  # configurations are made of this module's own
 
-    if not (source / "config.json").is_file():
-        raise ValueError(f"--from {source} is no run folder (it has no config.json); give one that train wrote")
-    theirs, ours = read_config(source / "config.json").model, config.model
+    try:
+        theirs, ours = RunFolder(source).read_config().model, config.model
+    except ValueError as error:
+        raise ValueError(f"--from {error}") from None
     if theirs.imta == "finetune":
         raise ValueError(f"--from {source} has collaborating exits already; give the ...-imta-pretrain run before it")
     differing = [
@@ -109,8 +109,10 @@ def _check_net(config: Config, source: Path) -> None:
 
 
 def _check_ended(source: Path) -> None:
+    from trainer.run.folder import RunFolder
+
     try:
-        status = json.loads((source / "summary.json").read_text())["status"]
+        status = (RunFolder(source).read_summary() or {})["status"]
     except (OSError, ValueError, KeyError, TypeError):
         status = "not ended"
     if status not in _ENDED:

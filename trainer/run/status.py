@@ -16,7 +16,7 @@ from trainer.run.checkpoint import load_latest
 from trainer.run.folder import RunFolder
 from trainer.run.manifest import CheckpointError
 from trainer.telemetry.goodput import Goodput
-from trainer.telemetry.jsonl import Row, read_log, read_rows
+from trainer.telemetry.jsonl import Row, read_rows, still_true
 
 _SILENT_SECONDS = 600.0  # without a row, on a machine that cannot be asked
 _LEARNED = ("model.", "weight_net.")  # tensors of the backbone and of the weight net
@@ -24,19 +24,7 @@ _LEARNED = ("model.", "weight_net.")  # tensors of the backbone and of the weigh
 
 def run_brief(run: Path) -> dict[str, Any]:
     """What `run_status` says of the run's state and progress, without a look at its checkpoints."""
-    folder = RunFolder(run)
-    config = folder.read_config()
-    rows = read_rows(folder.log_file)
-    valid = [row for row in read_log(folder.log_file) if row["event"] == "train"]
-    starts = [row for row in rows if row["event"] == "start" and not row.get("again")]
-    return {
-        "state": _state(rows),
-        "recipe": config.recipe,
-        "epoch": valid[-1]["epoch"] if valid else 0.0,
-        "step": max([row["iteration"] for row in valid[-1:]] + [row["iteration"] for row in starts[-1:]], default=0),
-        "images_seen": sum(row["images"] for row in valid),
-        "restarts": max(0, len(starts) - 1),
-    }
+    return _progress(RunFolder(run), read_rows(RunFolder(run).log_file))
 
 
 def run_status(run: Path) -> dict[str, Any]:
@@ -51,12 +39,14 @@ def run_status(run: Path) -> dict[str, Any]:
     last_checkpoint   {"folder", "step", "age_seconds"} of the newest whole one, or null
     weights_sha256    over its backbone and weight net: each tensor's name, dtype, shape, bytes, by the order of names
     """
-    goodput = Goodput(read_rows(RunFolder(run).log_file))
+    folder = RunFolder(run)
+    rows = read_rows(folder.log_file)
+    progress, goodput = _progress(folder, rows), Goodput(rows)
     try:
         found = load_latest(run)
     except CheckpointError:
         found = None
-    return run_brief(run) | {
+    return progress | {
         "goodput_ratio": goodput.ratio,
         "badput_seconds": goodput.badput,
         "last_checkpoint": None
@@ -67,6 +57,20 @@ def run_status(run: Path) -> dict[str, Any]:
             "age_seconds": round(time.time() - (found.folder / "manifest.json").stat().st_mtime, 1),
         },
         "weights_sha256": None if found is None else weights_sha256(found.tensors),
+    }
+
+
+def _progress(folder: RunFolder, rows: list[Row]) -> dict[str, Any]:
+    config = folder.read_config()
+    valid = [row for row in still_true(rows) if row["event"] == "train"]
+    starts = [row for row in rows if row["event"] == "start" and not row.get("again")]
+    return {
+        "state": _state(rows),
+        "recipe": config.recipe,
+        "epoch": valid[-1]["epoch"] if valid else 0.0,
+        "step": max([row["iteration"] for row in valid[-1:]] + [row["iteration"] for row in starts[-1:]], default=0),
+        "images_seen": sum(row["images"] for row in valid),
+        "restarts": max(0, len(starts) - 1),
     }
 
 

@@ -13,14 +13,14 @@ from typing import Any
 from dataloading.batch import Batch
 from dataloading.datasets.contents import reasons
 from dataloading.datasets.open import ImageSet, open_dataset
-from dataloading.loader import TrainLoader, train_loader
+from dataloading.loader import TrainLoader
 from trainer.config import Config
 from trainer.evaluation.anytime import AnytimeRow
 from trainer.learning.meta_gradient import meta_step
 from trainer.learning.precision import resolve_precision
 from trainer.learning.state import Progress, TrainState
 from trainer.models.cost import exit_costs
-from trainer.run.build import build_state, warmup_iterations
+from trainer.run.build import build_state, training_loader, warmup_iterations
 from trainer.run.checkpoint import Checkpoint
 from trainer.run.deadline import Deadline
 from trainer.run.distributed import Ranks, process_group
@@ -78,16 +78,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         folder.check(config, options.allow)
         with closing(ProgressBar()) as progress:  # the first look at a large set reads every image's header
             images = open_dataset(config.data, config.seed, progress=progress if ranks.is_first else None)
-        loader = train_loader(
-            config.data,
-            images.train,
-            seed=config.seed,
-            update_batch=config.optim.update_batch,
-            accumulation=config.optim.micro_batches(ranks.world_size),
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            device=ranks.device,
-        )
+        loader = training_loader(config, images, ranks)
         stack.enter_context(closing(loader))
         total = loader.num_iterations(config.run.epochs)
         progressed = Progress(0, total, warmup_iterations(config, total))

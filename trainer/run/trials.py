@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from deploy.job import Job
 from deploy.site import Site
 from deploy.sweep import carry_out, job_name
 from deploy.target import State
 from deploy.targets import target_of
 from trainer.config import Config, resolve
-from trainer.run.admission import admit
+from trainer.run.admission import admit, at_site, job_of
 from trainer.run.folder import RunFolder
-from trainer.run.interval import Interval
+from trainer.settings import with_data
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,20 @@ class Trial:
     recipe: str
     settings: tuple[str, ...]
     folder: Path
+
+
+def seeded(
+    recipe: str, settings: Sequence[str], folder: Path, seeds: Sequence[int | None], label: str = ""
+) -> list[Trial]:
+    """One trial a seed, in FOLDER/LABEL/seed-N; of the seed None, the recipe's own, in FOLDER/LABEL."""
+    return [
+        Trial(
+            recipe,
+            (*settings, *([f"seed={seed}"] if seed is not None else [])),
+            Path(folder, *filter(None, (label, f"seed-{seed}" if seed is not None else ""))),
+        )
+        for seed in seeds
+    ]
 
 
 @dataclass(frozen=True)
@@ -62,11 +73,31 @@ def run_trials(
     Settings, folders and data of all are checked, and the first job with its cluster, before the first is submitted.
     Raises ValueError, in one line, for what would be refused.
     """
-    by_folder = {str(trial.folder.absolute()): trial for trial in trials}
+    by_folder = {
+        str(trial.folder.absolute()): replace(trial, settings=tuple(at_site(trial.settings, place.site)))
+        for trial in trials
+    }
     if len(by_folder) < len(trials):
         raise ValueError("two of the runs would share a folder; give each its own")
     configs = {folder: trial_config(trial, place.data) for folder, trial in by_folder.items()}
-    jobs = {folder: _job(trial, configs[folder], folder, place) for folder, trial in by_folder.items()}
+    jobs = {
+        folder: job_of(
+            trial.recipe,
+            trial.settings,
+            configs[folder],
+            trial.folder,
+            data=place.data,
+            data_elsewhere=place.data_elsewhere,
+            max_steps=place.max_steps,
+            name=job_name(trial.recipe, *trial.folder.parts[-2:]),
+            nodes=place.nodes,
+            gpus_per_node=place.gpus,
+            cpus_per_node=place.cpus,
+            memory_per_node=place.memory,
+            minutes=place.minutes,
+        )
+        for folder, trial in by_folder.items()
+    }
     left = [folder for folder in jobs if not is_complete(Path(folder), place.max_steps)]
     for folder in left:
         admit(
@@ -92,31 +123,11 @@ def run_trials(
 
 def trial_config(trial: Trial, data: str) -> Config:
     """The whole configuration of a trial on the images in `data`, "" for the recipe's own."""
-    settings = ["data.source=auto", *trial.settings, f"data.path={data}"] if data else list(trial.settings)
-    return resolve(trial.recipe, settings)
+    return resolve(trial.recipe, with_data(data, trial.settings))
 
 
 def is_complete(folder: Path, max_steps: int = 0) -> bool:
     """Whether the run there went to its end, or to `max_steps`."""
-    summary = RunFolder(folder).summary_file
-    if not summary.is_file():
-        return False
-    kept = json.loads(summary.read_text())
+    kept = RunFolder(folder).read_summary() or {"status": ""}
     ended: bool = kept["status"] == "completed"
     return ended or (kept["status"] == "stopped" and 0 < max_steps <= kept["iterations"])
-
-
-def _job(trial: Trial, config: Config, folder: str, place: Place) -> Job:
-    steps = ("--max-steps", str(place.max_steps)) if place.max_steps else ()
-    return Job(
-        name=job_name(trial.recipe, *trial.folder.parts[-2:]),
-        arguments=("train", trial.recipe, *(word for one in trial.settings for word in ("--set", one)), *steps),
-        run_folder=folder,
-        data=str(Path(place.data).expanduser().absolute()) if place.data and not place.data_elsewhere else place.data,
-        nodes=place.nodes,
-        gpus_per_node=place.gpus,
-        cpus_per_node=place.cpus,
-        memory_per_node=place.memory,
-        minutes=place.minutes,
-        grace_seconds=math.ceil(Interval.time(config.run.grace, "run.grace")),
-    )

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from dataloading.batch import Batch
 from dataloading.datasets.open import ImageSet
-from dataloading.loader import evaluation_loader
 from trainer.evaluation.anytime import AnytimeRow, anytime
 from trainer.learning.state import TrainState
+from trainer.run.build import scoring_loader
 from trainer.run.distributed import Ranks
 
 
@@ -29,15 +29,7 @@ def validate(state: TrainState, images: ImageSet, ranks: Ranks, may_go_on: Calla
     may_go_on  asked before every batch, equally often on every rank; where it says no, it must say so on all ranks at
                the same batch: None is what comes back then
     """
-    config = state.config
-    loader = evaluation_loader(
-        config.data,
-        images.val,
-        batch_size=config.run.evaluation_batch,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device=ranks.device,
-    )
+    loader = scoring_loader(state.config, images.val, ranks)
     unreadable: list[str] = []
 
     def noted() -> Iterator[Batch]:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,14 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_log(path: Path) -> list[Row]:
-    """The rows that are still true: what a restart did again is left out, every start and end stays."""
+    """The rows of a file that are still true."""
+    return still_true(read_rows(path))
+
+
+def still_true(rows: Iterable[Row]) -> list[Row]:
+    """What a restart did again is left out, every start and end stays."""
     kept: list[Row] = []
-    for row in read_rows(path):
+    for row in rows:
         if row["event"] == "start":
             kept = [old for old in kept if old["event"] in ("start", "end") or _iteration(old) <= row["iteration"]]
         kept.append(row)
