@@ -133,6 +133,16 @@ def test_manifests_of_checkpoints(data: st.DataObject) -> None:
             assert found.tensors["model.weight"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("name", ["", "..", "../tensors", "/etc/passwd", "a/b", "a\0b", "a\ud800b", "a\nb"])
+def test_names_in_a_manifest_are_names_in_its_folder(tmp_path: Path, name: str) -> None:
+    folder = save_checkpoint(tmp_path, 7, {"model.weight": torch.ones(3)}, {"state": {"iteration": 7}})
+    content = json.loads((folder / "manifest.json").read_bytes())
+    content["files"][name] = content["files"]["tensors.safetensors"]
+    (folder / "manifest.json").write_bytes(_signed(content))
+    with pytest.raises(CheckpointError, match="no file of its folder"):
+        load_latest(tmp_path)
+
+
 @TWO_HUNDRED
 @given(st.binary(max_size=200), JSON, st.booleans())
 def test_tensors_of_checkpoints(tail: bytes, header: Any, well_formed: bool) -> None:

@@ -23,10 +23,18 @@ def concatenated(parts: Sequence[Tensor]) -> Tensor:
 
 
 class ConvNormReLU(nn.Module):
-    """Convolution without bias, batch-norm, ReLU: [B, C, H, W] -> [B, out, H / stride, W / stride]."""
+    """Convolution without bias, batch-norm, ReLU: [B, C, H, W] -> [B, out, H / stride, W / stride].
+
+    ValueError for no output channel: what a share of few channels, rounded down, can come to.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
+        if out_channels < 1:
+            raise ValueError(
+                "a layer of this net would have no channel; raise model.growth, model.first_channels, model.compression "
+                "or their factors"
+            )
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)  # batch-norm's derivatives do not read its output

@@ -70,7 +70,7 @@ def _wrong(content: dict[str, Any]) -> str:
     if content["iteration"] < 0:
         return f"iteration is {content['iteration']}"
     for name, entry in content["files"].items():
-        if name in ("", ".", "..") or Path(name).name != name:
+        if name in ("", ".", "..") or Path(name).name != name or not name.isprintable():  # no system opens a NUL
             return f"{name!r} is no file of its folder"
         if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != _ENTRY:
             return f"files[{name!r}] has not size and sha256"
