@@ -32,8 +32,8 @@ class ConvNormReLU(nn.Module):
         super().__init__()
         if out_channels < 1:
             raise ValueError(
-                "a layer of this net would have no channel; raise model.growth, model.first_channels, model.compression "
-                "or their factors"
+                "a layer of this net would have no channel; raise model.growth, model.first_channels, "
+                "model.compression or their factors"
             )
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
