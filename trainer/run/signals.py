@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -18,18 +16,24 @@ SAVE = signal.SIGUSR2
 STOPPED = 75  # exit code of a run that was asked to stop: start it again, it goes on (EX_TEMPFAIL of sysexits.h)
 
 
-@contextmanager
-def stopping_at_once() -> Iterator[None]:
-    """While nothing is trained yet, and so nothing can be lost, a signal to stop ends the process where it is."""
+class Start:
+    """While nothing is trained yet, and so nothing can be lost, a signal to stop ends the process where it is.
 
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(STOPPED)
+    Once a run has `begun`, Requests hears the signals; one that comes after them, when the run is on its way out,
+    changes nothing of how it ends: torchrun sends SIGTERM to those whose neighbour was lost, while they say so.
+    """
 
-    previous = {number: signal.signal(number, leave) for number in STOP}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
+    def __init__(self) -> None:
+        self.begun = False
+        self._previous = {number: signal.signal(number, self._handle) for number in STOP}
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if not self.begun:
+            raise SystemExit(STOPPED)
+
+    def close(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 

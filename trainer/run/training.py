@@ -32,7 +32,7 @@ from trainer.run.loop import Hooks, train
 from trainer.run.origin import begun_from
 from trainer.run.resume import resume, start
 from trainer.run.saver import Saver
-from trainer.run.signals import STOP, STOPPED, Requests, stopping_at_once
+from trainer.run.signals import STOP, STOPPED, Requests, Start
 from trainer.run.validation import validate
 from trainer.run.watchdog import BETWEEN, Watchdog
 from trainer.telemetry.jsonl import read_log
@@ -69,7 +69,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(private_files())
         stack.enter_context(closing(Deadline(Interval.time(config.run.grace, "run.grace"), STOP, STOPPED)))
-        stack.enter_context(stopping_at_once())
+        starting = stack.enter_context(closing(Start()))
         record = options.run / "flight-recorder"
         ranks = stack.enter_context(process_group(options.device, record_in=record))
         resolve_precision(config.precision, ranks.device)  # refuses before any image is read
@@ -105,6 +105,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
             targets = ranks.gather([(ranks.rank, telemetry.target or "")])
             telemetry.describe(targets, [cost.mul_adds for cost in costs], sorted({*PHASES.values(), BETWEEN}))
         requests = stack.enter_context(closing(Requests()))
+        starting.begun = True
         described = {"data_fingerprint": images.fingerprint, "classes": list(images.classes)}
         saver = stack.enter_context(closing(Saver(config, ranks, folder, telemetry, described)))
         watchdog = Watchdog(config.health, folder.path, ranks.rank, PHASES, ranks.world_size)

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from dataloading.synthetic_loader import SyntheticReader
 from trainer.run.checkpoint import load_latest, step_folders
 from trainer.run.deadline import Deadline
-from trainer.run.signals import STOP, STOPPED, Requests
+from trainer.run.signals import STOP, STOPPED, Requests, Start
 from trainer.telemetry.jsonl import read_rows
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,6 +62,33 @@ def test_handlers_are_given_back() -> None:
     assert [signal.getsignal(number) for number in watched] != before
     requests.close()
     assert [signal.getsignal(number) for number in watched] == before
+
+
+@pytest.mark.parametrize("number", STOP)
+def test_a_start_stops_at_once_until_it_has_begun(number: signal.Signals) -> None:
+    with closing(Start()) as start:
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), number)
+        assert ended.value.code == STOPPED
+        start.begun = True
+        os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("settings", "code"), [((), 0), (("optim.base_lr=1e18",), 3)], ids=["completed", "diverged"])
+def test_a_stop_on_the_way_out_changes_nothing(
+    earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], code: int
+) -> None:
+    """The loader is closed after the requests have given the signals back."""
+    close = SyntheticReader.close
+
+    def told(reader: SyntheticReader) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(reader)
+
+    monkeypatch.setattr(SyntheticReader, "close", told)
+    outcome = earlybird.train(tmp_path / "run", *settings)
+    assert outcome.code == code, outcome.err
+    assert read_rows(tmp_path / "run" / "log.jsonl")[-1]["status"] == ("diverged" if code else "completed")
 
 
 def test_a_deadline_is_for_stops_alone(monkeypatch: pytest.MonkeyPatch) -> None:
