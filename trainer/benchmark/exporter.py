@@ -26,7 +26,7 @@ from trainer.config import Config
 from trainer.learning.state import TrainState
 from trainer.run.loop import Hooks, train
 from trainer.run.signals import Requests
-from trainer.telemetry.prometheus import Exporter, TelemetryConfig, registry_of
+from trainer.telemetry.prometheus import Exporter, RunRegistry, TelemetryConfig
 from trainer.telemetry.telemetry import Telemetry
 from trainer.telemetry.window import Reading
 
@@ -90,7 +90,7 @@ def benchmark_exporter(
         telemetry.start(0)
         hooks = Hooks(_logged_by(telemetry), lambda _: telemetry.beat(), lambda *_: False)
         requests = stack.enter_context(closing(Requests()))
-        registry = registry_of(telemetry.metrics, "benchmark", 0)
+        registry = RunRegistry(telemetry.metrics, "benchmark", 0)
         with closing(Exporter(registry, 9400, TelemetryConfig())) as found:
             port = found.port
         scraper = subprocess.Popen([sys.executable, "-c", _SCRAPER, f"http://127.0.0.1:{port}/metrics", str(every)])

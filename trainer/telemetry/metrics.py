@@ -128,12 +128,14 @@ class Metrics:
         self._values: dict[str, dict[LabelValues, float]] = {}
         self._histograms: dict[str, Histogram] = {}
         self._computed: dict[str, Callable[[], float]] = {}
+        self.version = 0  # counts changes
 
     def set(self, name: str, value: float | None, **labels: object) -> None:
         """Set a gauge (or a counter that is kept elsewhere); None leaves it as it is."""
         if value is not None and self._exported(name):
             with self._lock:
                 self._series(name)[self._label_values(name, labels)] = float(value)
+                self.version += 1
 
     def add(self, name: str, amount: float, **labels: object) -> None:
         """Count up."""
@@ -142,6 +144,7 @@ class Metrics:
             with self._lock:
                 series, key = self._series(name), self._label_values(name, labels)
                 series[key] = series.get(key, 0.0) + amount
+                self.version += 1
 
     def observe(self, name: str, value: float, times: int = 1) -> None:
         """`times` observations of `value` in a histogram."""
@@ -149,11 +152,13 @@ class Metrics:
         if self._exported(name) and times > 0:
             with self._lock:
                 self._histograms.setdefault(name, Histogram()).observe(value, times)
+                self.version += 1
 
     def compute(self, name: str, value: Callable[[], float]) -> None:
         """A metric without labels that is computed whenever it is read; it must not raise."""
         if self._exported(name):
             self._computed[name] = value
+            self.version += 1
 
     def read(self) -> dict[str, dict[LabelValues, float] | Histogram]:
         """A copy of all that has a value, in the table's order."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from trainer.telemetry.answers import Answers
 from trainer.telemetry.metrics import METRICS, STEP_BUCKETS, Histogram, Metrics
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
@@ -82,11 +83,13 @@ PORTS_TRIED = 64
 PATIENCE = 30.0  # seconds that a scraper may say nothing
 
 
-def registry_of(metrics: Metrics, run: str, rank: int) -> CollectorRegistry:
+class RunRegistry(CollectorRegistry):
     """The run's metrics and nothing of the Python process beside them; `run` and `rank` label every series."""
-    registry = CollectorRegistry()
-    registry.register(_Table(metrics, {"run": run, "rank": str(rank)}))
-    return registry
+
+    def __init__(self, metrics: Metrics, run: str, rank: int) -> None:
+        super().__init__()
+        self.metrics = metrics
+        self.register(_Table(metrics, {"run": run, "rank": str(rank)}))
 
 
 class Exporter:
@@ -96,7 +99,7 @@ class Exporter:
     of its certificates does not serve.
     """
 
-    def __init__(self, registry: CollectorRegistry, port: int, config: TelemetryConfig) -> None:
+    def __init__(self, registry: RunRegistry, port: int, config: TelemetryConfig) -> None:
         address, tls = config.address, _tls(config)
         last = min(port + PORTS_TRIED, 65_536)
         for candidate in range(port, max(last, port + 1)):
@@ -111,6 +114,7 @@ class Exporter:
                     f"--set telemetry.port=PORT (each process of a machine takes PORT + its local rank), or 0 for none"
                 ) from error
         self.port = int(self._server.server_address[1])
+        self._server.set_app(Answers(make_wsgi_app(registry), lambda: registry.metrics.version))
         # A client that connects and says nothing must not keep the others waiting, nor the run from its end: TLS is
         # agreed on in the client's own thread (the server's own would wait for it), and silence ends that one.
         usual: Any = self._server.RequestHandlerClass

@@ -22,7 +22,7 @@ from trainer.telemetry.goodput import Goodput
 from trainer.telemetry.jsonl import JsonLog, Row, read_rows
 from trainer.telemetry.machine import follow_machine
 from trainer.telemetry.metrics import Metrics
-from trainer.telemetry.prometheus import Exporter, TelemetryConfig, registry_of
+from trainer.telemetry.prometheus import Exporter, RunRegistry, TelemetryConfig
 from trainer.telemetry.pushgateway import Pusher
 from trainer.telemetry.targets import AddressFile, TargetFile, reached_at
 from trainer.telemetry.window import QUANTILES, Own
@@ -83,7 +83,7 @@ class Telemetry:
         self._steps: deque[float] = deque(maxlen=REMEMBERED)
         self._checkpointed = self._last_step = time.time()
         self._begin(title, device, run_folder)
-        registry = registry_of(self.metrics, self.run, rank)
+        registry = RunRegistry(self.metrics, self.run, rank)
         if config.port:
             self._exporter = Exporter(registry, config.port + local_rank, config)
             self.target = reached_at(config.address, self._exporter.port, config.host)

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from trainer.telemetry.jsonl import read_log, read_rows
 from trainer.telemetry.metrics import METRICS, Metrics
-from trainer.telemetry.prometheus import PORTS_TRIED, TelemetryConfig, registry_of
+from trainer.telemetry.prometheus import PORTS_TRIED, RunRegistry, TelemetryConfig
 from trainer.telemetry.targets import read_address
 from trainer.telemetry.telemetry import Telemetry
 
@@ -208,7 +208,7 @@ def test_the_targets_follow_the_run(tmp_path: Path) -> None:
 
 def test_ten_thousand_log_steps_take_no_more_memory(tmp_path: Path) -> None:
     metrics = Metrics()
-    registry = registry_of(metrics, "run", 0)
+    registry = RunRegistry(metrics, "run", 0)
 
     def steps(number: int) -> int:
         for step in range(number):

@@ -13,12 +13,14 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
 
 from trainer.telemetry import prometheus
-from trainer.telemetry.prometheus import Exporter, TelemetryConfig
+from trainer.telemetry.metrics import Metrics
+from trainer.telemetry.prometheus import Exporter, RunRegistry, TelemetryConfig
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl, which makes the certificates, is missing")
+
+ANSWER = 'earlybird_iteration{rank="0",run="run"} 7.0'
 
 
 def _openssl(*arguments: object) -> None:
@@ -57,23 +59,23 @@ def _scrape(port: int, folder: Path, client: str = "") -> str:
 
 
 def _exporter(**settings: Any) -> Exporter:
-    registry = CollectorRegistry()
-    Gauge("well", "A metric", registry=registry).set(7)
-    return Exporter(registry, 0, TelemetryConfig(**settings))
+    metrics = Metrics()
+    metrics.set("iteration", 7)
+    return Exporter(RunRegistry(metrics, "run", 0), 0, TelemetryConfig(**settings))
 
 
 def test_only_known_clients_are_answered(certificates: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = {"tls_certificate": str(certificates / "server.pem"), "tls_key": str(certificates / "server.key")}
     with closing(_exporter(**own)) as open_to_all:
-        assert "well 7.0" in _scrape(open_to_all.port, certificates)
+        assert ANSWER in _scrape(open_to_all.port, certificates)
         with pytest.raises(OSError):  # noqa: PT011 - plain HTTP finds no answer, of whatever kind
             urllib.request.urlopen(f"http://127.0.0.1:{open_to_all.port}/metrics", timeout=10)
     with closing(_exporter(**own, tls_client_ca=str(certificates / "authority.pem"))) as asking:
-        assert "well 7.0" in _scrape(asking.port, certificates, "client")
+        assert ANSWER in _scrape(asking.port, certificates, "client")
         for stranger in ("", "stranger"):
             with pytest.raises((URLError, OSError)):
                 _scrape(asking.port, certificates, stranger)
-        assert "well 7.0" in _scrape(asking.port, certificates, "client"), "the strangers did not end it"
+        assert ANSWER in _scrape(asking.port, certificates, "client"), "the strangers did not end it"
     assert capsys.readouterr().err == "", "nor fill the job's log"
 
 
@@ -86,9 +88,9 @@ def test_who_says_nothing_holds_nobody_up(certificates: Path, monkeypatch: pytes
     with closing(_exporter(**(own if tls else {}))) as exporter:
         silent = [socket.create_connection(("127.0.0.1", exporter.port), timeout=60) for _ in range(3)]
         if tls:
-            assert "well 7.0" in _scrape(exporter.port, certificates)
+            assert ANSWER in _scrape(exporter.port, certificates)
         else:
-            assert b"well 7.0" in urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}", timeout=10).read()
+            assert ANSWER in urllib.request.urlopen(f"http://127.0.0.1:{exporter.port}", timeout=10).read().decode()
     for connection in silent:
         with closing(connection):
             assert connection.recv(1) == b""
