@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from trainer.cli_options import AsJson, Data, RecipeName, Settings
 from trainer.cli_place import (
@@ -31,9 +30,9 @@ from trainer.cli_place import (
 )
 
 if TYPE_CHECKING:
-    from trainer.reporting.comparison import Group
     from trainer.run.trials import Trial
 
+_EVALUATE = "Evaluate complete runs here before they are compared; if not given, those of this machine's target alone."
 _VARY = "NAME=VALUE,VALUE; NAME:NAME=VALUE:VALUE,... changes several together; ; parts values that hold commas."
 
 
@@ -57,10 +56,11 @@ def sweep(
     max_steps: MaxSteps = 0,
     parallel: Parallel = 0,
     wait: Wait = False,
+    evaluate: Annotated[bool | None, typer.Option("--evaluate/--no-evaluate", help=_EVALUATE)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and train nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one run a combination and seed, then compare them: a table, and comparison.html in the folder.
+    """Train one run a combination and seed, evaluate and compare them: tables, and comparison.html in the folder.
 
     Given again, the same command skips what is complete, follows what goes on, and tries again what failed. Exit code
     1 where a run failed.
@@ -78,6 +78,8 @@ def sweep(
         print(json.dumps(rows) if as_json else "\n".join(lines))
         return
     states = run_trials(trials, where, teller(home))
+    if target == "local" if evaluate is None else evaluate:
+        evaluate_complete(states, data, teller(home))
     finish(states, home, as_json)
 
 
@@ -96,40 +98,51 @@ def trials_of(recipe: str, vary: list[str], seeds: str, settings: list[str] | No
     ]
 
 
+def evaluate_complete(states: Mapping[Path, str], data: str, told: Callable[[Path, str], None]) -> None:
+    """Evaluate the complete runs whose evaluation is missing or of another checkpoint than their last one.
+
+    data  where the images lie, "" where the runs found them
+    A run that cannot be evaluated here is told of, and compared by its log.
+    """
+    from trainer.evaluation.command import evaluate_run
+    from trainer.reporting.report import write_report
+    from trainer.run.folder import RunFolder
+
+    for run in [run for run, state in states.items() if state == "completed"]:
+        folder = RunFolder(run)
+        known, summary = folder.read_evaluation() or {}, folder.read_summary() or {}
+        if known.get("iteration") == summary.get("iterations"):
+            continue
+        told(run, "is being evaluated")
+        try:
+            result = evaluate_run(run, "val", data, "auto")
+        except (ValueError, OSError) as error:
+            told(run, f"not evaluated ({error})")
+            continue
+        folder.write_evaluation(result)
+        write_report(run, result)
+
+
 def finish(states: Mapping[Path, str], home: Path, as_json: bool) -> None:
     """Compare what is complete, say what is not; exit code 1 where a run failed."""
-    from trainer.reporting.comparison import read_groups, write_comparison
+    from trainer.reporting.comparison import compare, write_page
+    from trainer.reporting.comparison_table import comparison_note, comparison_tables, comparison_values
 
     done = [folder for folder, state in states.items() if state == "completed"]
-    found = read_groups(done) if done else []
-    page = write_comparison(done, home / "comparison.html") if done else None
+    found = compare(done) if done else None
+    page = write_page(found, home / "comparison.html") if found is not None else None
     left = {str(folder): state for folder, state in states.items() if state != "completed"}
     if as_json:
-        rows = [group_row(group) for group in found]
-        print(json.dumps({"folder": str(home), "rows": rows, "left": left, "report": str(page) if page else None}))
+        values = comparison_values(found) if found is not None else {"rows": [], "differences": [], "costs": None}
+        print(json.dumps({"folder": str(home), **values, "left": left, "report": str(page) if page else None}))
     else:
-        if found:
-            show_groups(found)
-            print(f"Report: {page}")
+        if found is not None:
+            for table in comparison_tables(found):
+                Console(soft_wrap=True).print(table, highlight=False)
+            print(f"{comparison_note(found)}\nReport: {page}")
         for folder, state in left.items():
             print(f"{folder}: {state}")
         if "pending" in left.values():
             print("Next: the same command again, which reports what is complete by then")
     if any(state in ("failed", "cancelled") for state in left.values()):
         raise typer.Exit(1)
-
-
-def group_row(group: Group) -> dict[str, Any]:
-    """Mean and spread of top-1 by exit over the seeds of one combination."""
-    runs = [str(run.folder) for run in group.runs]
-    return {"name": group.name, "runs": runs, "top1": group.mean, "spread": group.spread}
-
-
-def show_groups(found: list[Group]) -> None:
-    exits = [f"exit {k}" for k in range(1, len(found[0].mean) + 1)]
-    table = Table("", "runs", *exits, title=f"Top-1 %, {found[0].runs[0].split}", title_justify="left")
-    for group in found:
-        spreads = [""] * len(group.mean) if group.spread is None else [f" ± {spread:.2f}" for spread in group.spread]
-        cells = [f"{mean:.2f}{spread}" for mean, spread in zip(group.mean, spreads, strict=True)]
-        table.add_row(group.name, str(len(group.runs)), *cells)
-    Console(soft_wrap=True).print(table, highlight=False)

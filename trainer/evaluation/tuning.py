@@ -12,11 +12,10 @@ import torch
 
 from trainer.evaluation.budgeted import RATIOS, BudgetedRow, budgeted_batch
 from trainer.evaluation.command import opened, score_split
+from trainer.evaluation.cost_curve import common_costs, top1_at
 from trainer.evaluation.exits import Samples
 from trainer.models.cost import exit_costs
 from trainer.run.folder import RunFolder, write_json
-
-_COSTS = 100  # points of the curve that a score is the mean of
 
 
 @dataclass(frozen=True)
@@ -105,17 +104,17 @@ def crossed_curve(samples: Samples, mul_adds: Sequence[float]) -> tuple[tuple[fl
 def candidates(runs: Sequence[Heldout]) -> list[Candidate]:
     """The ratios in ascending order; scores are over the range of costs that every run's curve covers.
 
-    Raises ValueError where the runs are of nets with other costs.
+    Raises ValueError where the runs are of nets with other costs, or no cost is covered by every curve.
     """
     if len({run.mul_adds for run in runs}) != 1:
         raise ValueError("the runs are of different nets, whose costs differ; compare runs of one recipe")
-    lowest = max(min(cost for cost, _ in run.curve) for run in runs)
-    highest = min(max(cost for cost, _ in run.curve) for run in runs)
-    costs = np.linspace(lowest, max(lowest, highest), _COSTS)
+    costs = common_costs([run.curve for run in runs])
+    if not len(costs):
+        raise ValueError("the runs' curves share no cost, so none is better over all costs; train them longer")
     found = []
     for ratio in sorted({run.ratio for run in runs}):
         same = [run for run in runs if run.ratio == ratio]
-        curves = np.array([_at(run.curve, costs) for run in same])
+        curves = np.array([top1_at(run.curve, costs) for run in same])
         found.append(
             Candidate(
                 ratio=ratio,
@@ -127,13 +126,6 @@ def candidates(runs: Sequence[Heldout]) -> list[Candidate]:
             )
         )
     return found
-
-
-def _at(curve: Sequence[tuple[float, float]], costs: np.ndarray) -> np.ndarray:
-    """Top-1 at `costs`, between the curve's points; of points with one cost their mean."""
-    where = sorted({cost for cost, _ in curve})
-    means = [float(np.mean([top1 for cost, top1 in curve if cost == place])) for place in where]
-    return np.interp(costs, where, means)
 
 
 def best(found: Sequence[Candidate]) -> Candidate:

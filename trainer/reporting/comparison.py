@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from trainer.config import Config, read_config
-from trainer.reporting.plots import INK, dress, mul_add_unit, write_png
+from trainer.evaluation.cost_curve import common_costs, top1_at
+from trainer.reporting.comparison_plot import accuracy_over_cost, learning_curves
+from trainer.reporting.estimate import Estimate, of_difference, of_mean
+from trainer.reporting.plots import mul_add_unit, write_png
 from trainer.reporting.provenance import FREE, command
 from trainer.reporting.report import TEMPLATES, embedded, newest_evaluation
 from trainer.settings import setting_names
 from trainer.telemetry.jsonl import read_log
 
 Row = Mapping[str, Any]
-COLOURS = ("#1f4e79", "#d1495b", "#2a9d5c", "#8a5fbf", "#c98a1b", "#5b6b7a")
 
 
 @dataclass(frozen=True)
 class Run:
-    """top1 [K] of its newest anytime figures, on `split`; mul_adds [K], none where `evaluate` did not come by yet"""
+    """What is known of a run.
+
+    top1      [K] of its newest anytime figures, percent, on `split`
+    mul_adds  [K] per image; curve  39 points (expected Mul-Adds, top-1) of budgeted batch; both empty where `evaluate`
+              did not come by yet
+    """
 
     folder: Path
     config: Config
     top1: tuple[float, ...]
     split: str
     mul_adds: tuple[float, ...]
+    curve: tuple[tuple[float, float], ...]
     rows: Sequence[Row]
 
 
@@ -53,11 +60,87 @@ class Group:
             return None
         return [float(value) for value in np.std([run.top1 for run in self.runs], axis=0, ddof=1)]
 
+    @property
+    def seeds(self) -> list[int]:
+        """In ascending order."""
+        return sorted(run.config.seed for run in self.runs)
 
-def write_comparison(folders: Sequence[Path], page: Path) -> Path:
-    """Write `page` (and its figures beside it, as PNG); the page's path.
+    @property
+    def repeated(self) -> bool:
+        """Whether a seed comes twice: such runs are not independent, and have no confidence interval."""
+        return len(set(self.seeds)) < len(self.runs)
 
-    Raises ValueError where a folder is no run, was not evaluated yet, or has other exits than the first one.
+    def exits(self) -> list[Estimate]:
+        """[K] the mean top-1 of each exit, percent."""
+        return [self.estimate(_exit(k)) for k in range(len(self.mean))]
+
+    def curve(self, costs: np.ndarray) -> list[Estimate]:
+        """[len(costs)] the mean top-1 of budgeted batch at each of `costs`."""
+        points = {run.folder: top1_at(run.curve, costs) for run in self.runs}
+        return [self.estimate(_point(points, i)) for i in range(len(costs))]
+
+    def budgeted(self, costs: np.ndarray) -> Estimate:
+        """The mean over `costs` of budgeted batch's top-1."""
+        return self.estimate(_over(costs))
+
+    def estimate(self, value: Callable[[Run], float]) -> Estimate:
+        """The mean of a value over the runs."""
+        found = of_mean(self.values(value))
+        return replace(found, margin=None) if self.repeated else found
+
+    def values(self, value: Callable[[Run], float]) -> list[float]:
+        """In the order of the seeds, so that no order of the folders changes a digit."""
+        return [value(run) for run in sorted(self.runs, key=lambda run: (run.config.seed, str(run.folder)))]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Group `ours` minus group `theirs`, in percentage points.
+
+    paired    by seed: both groups have the same ones
+    exits     [K]; budgeted  of the means over all common costs, None where these are not known
+    """
+
+    ours: Group
+    theirs: Group
+    paired: bool
+    exits: tuple[Estimate, ...]
+    budgeted: Estimate | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups in the order of their first runs.
+
+    costs        [100] expected Mul-Adds that every run's budgeted curve covers, in ascending order; [0] where there
+                 are none
+    missing      why there are none, "" where there are
+    differences  each other group minus the first one
+    """
+
+    groups: tuple[Group, ...]
+    costs: np.ndarray
+    missing: str
+    differences: tuple[Difference, ...]
+
+    @property
+    def split(self) -> str:
+        return self.groups[0].runs[0].split
+
+    @property
+    def reach(self) -> str:
+        """The range of the common costs, for readers; "" without any."""
+        if not len(self.costs):
+            return ""
+        scale, unit = mul_add_unit(list(self.costs))
+        return f"{self.costs[0] / scale:.3g} to {self.costs[-1] / scale:.3g} {unit} Mul-Adds"
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """The runs in `folders`, in groups, and how the groups differ.
+
+    Raises ValueError where a folder is no run, was not evaluated yet, or has other exits or another split than the
+    first one.
     """
     runs = [_read(Path(folder)) for folder in folders]
     if len({len(run.top1) for run in runs}) > 1:
@@ -66,29 +149,78 @@ def write_comparison(folders: Sequence[Path], page: Path) -> Path:
     if len({run.split for run in runs}) > 1:
         splits = ", ".join(f"{run.folder} {run.split}" for run in runs)
         raise ValueError(f"runs scored on one split can be compared, but these were on others: {splits}")
-    found = groups(runs)
-    anytime, learning = _anytime_figure(found), _learning_figure(found)
+    without = [run for run in runs if not run.curve]
+    costs = np.empty(0) if without else common_costs([run.curve for run in runs])
+    missing = ""
+    if without:
+        missing = _missing(without[0]) + (f" ({len(without)} of {len(runs)} runs)" if len(without) > 1 else "")
+    elif not len(costs):
+        missing = "the budgeted curves of these runs share no cost"
+    found = tuple(groups(runs))
+    return Comparison(found, costs, missing, tuple(difference(group, found[0], costs) for group in found[1:]))
+
+
+def difference(ours: Group, theirs: Group, costs: np.ndarray) -> Difference:
+    """`ours` minus `theirs`; no interval where a seed comes twice in one of them."""
+    paired = ours.seeds == theirs.seeds
+    repeated = ours.repeated or theirs.repeated
+
+    def of(value: Callable[[Run], float]) -> Estimate:
+        found = of_difference(ours.values(value), theirs.values(value), paired)
+        return replace(found, margin=None) if repeated else found
+
+    exits = tuple(of(_exit(k)) for k in range(len(ours.mean)))
+    return Difference(ours, theirs, paired, exits, of(_over(costs)) if len(costs) else None)
+
+
+def _missing(run: Run) -> str:
+    if run.mul_adds:  # it was evaluated
+        return f"{run.folder} has no budgeted figures: it holds no images out of training (data.heldout is 0)"
+    return f"{run.folder} has no budgeted figures; earlybird evaluate {run.folder} makes them"
+
+
+def _exit(k: int) -> Callable[[Run], float]:
+    return lambda run: run.top1[k]
+
+
+def _point(points: Mapping[Path, np.ndarray], i: int) -> Callable[[Run], float]:
+    return lambda run: float(points[run.folder][i])
+
+
+def _over(costs: np.ndarray) -> Callable[[Run], float]:
+    return lambda run: float(np.mean(top1_at(run.curve, costs)))
+
+
+def write_comparison(folders: Sequence[Path], page: Path) -> Path:
+    """Write `page` (and its figures beside it, as PNG); the page's path. ValueError as `compare` raises it."""
+    return write_page(compare(folders), page)
+
+
+def write_page(found: Comparison, page: Path) -> Path:
+    """Write the comparison as `page` (and its figures beside it, as PNG); the page's path."""
+    accuracy, learning = accuracy_over_cost(found), learning_curves(found)
+    budgeted = " and over budgets" if len(found.costs) else ""
     text = TEMPLATES.get_template("comparison.html").render(
-        groups=found,
-        first=found[0],
-        num_exits=len(runs[0].top1),
-        split=runs[0].split,
-        commands=[(run.folder.name, command(run.config)) for run in runs],
+        found=found,
+        exits=[group.exits() for group in found.groups],
+        budgeted=[group.budgeted(found.costs) for group in found.groups] if len(found.costs) else [],
+        num_exits=len(found.groups[0].mean),
+        commands=[(run.folder.name, command(run.config)) for group in found.groups for run in group.runs],
         figures=[
-            (embedded(anytime), "Top-1 of every exit over what it costs"),
+            (embedded(accuracy), f"Top-1 of every exit over what it costs{budgeted}"),
             (embedded(learning), "Accuracy of the first and the last exit over epochs"),
         ],
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     temporary = page.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
-    write_png(anytime, page.with_name(f"{page.stem}-anytime.png"))
+    write_png(accuracy, page.with_name(f"{page.stem}-anytime.png"))
     write_png(learning, page.with_name(f"{page.stem}-learning.png"))
     return temporary.replace(page)
 
 
 def read_groups(folders: Sequence[Path]) -> list[Group]:
-    """The evaluated runs in `folders`, by their settings; ValueError as `write_comparison` raises it."""
+    """The evaluated runs in `folders`, by their settings; ValueError as `compare` raises it of one."""
     return groups([_read(Path(folder)) for folder in folders])
 
 
@@ -122,52 +254,5 @@ def _read(folder: Path) -> Run:
     if evaluation is None:
         raise ValueError(f"{folder} was not evaluated yet; run earlybird evaluate {folder}")
     top1 = tuple(float(row["top1"]) for row in evaluation["anytime"])
-    return Run(folder, config, top1, str(evaluation["split"]), tuple(evaluation["mul_adds"]), rows)
-
-
-def _anytime_figure(found: Sequence[Group]) -> Figure:
-    """Over multiply-adds where they are known of all, else over the exits' numbers."""
-    figure = Figure(figsize=(11.0, 5.0), layout="constrained")
-    axes = figure.subplots()
-    places = [group.runs[0].mul_adds for group in found]
-    scale, name = 1.0, "exit"
-    if all(places):
-        scale, unit = mul_add_unit([cost for costs in places for cost in costs])
-        name = f"Mul-Adds per image, {unit}"
-    else:
-        places = [tuple(range(1, len(group.mean) + 1)) for group in found]
-    dress(axes, "Anytime: every exit on every image", name, "top-1 accuracy, %")
-    for number, (group, costs) in enumerate(zip(found, places, strict=True)):
-        axes.errorbar(
-            [cost / scale for cost in costs],
-            group.mean,
-            yerr=group.spread,
-            color=COLOURS[number % len(COLOURS)],
-            marker="o",
-            ms=6,
-            lw=2,
-            capsize=4,
-            label=group.name,
-        )
-    axes.legend(frameon=False, loc="lower right")
-    return figure
-
-
-def _learning_figure(found: Sequence[Group]) -> Figure:
-    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
-    for axes, (place, name) in zip(figure.subplots(1, 2, sharey=True), ((0, "first"), (-1, "last")), strict=True):
-        dress(axes, f"Validation, {name} exit", "iteration", "top-1, %" if place == 0 else "")
-        for number, group in enumerate(found):
-            for which, run in enumerate(group.runs):
-                scored = [row for row in run.rows if row["event"] == "eval" and row["split"] == "val"]
-                axes.plot(
-                    [row["iteration"] for row in scored],
-                    [row["exits"][place]["top1"] for row in scored],
-                    color=COLOURS[number % len(COLOURS)],
-                    marker=".",
-                    lw=1.4,
-                    label=None if which else group.name,
-                )
-        axes.tick_params(colors=INK)
-    figure.axes[0].legend(frameon=False, loc="lower right")
-    return figure
+    curve = tuple((float(row["mul_adds"]), float(row["top1"])) for row in evaluation.get("budgeted", []))
+    return Run(folder, config, top1, str(evaluation["split"]), tuple(evaluation["mul_adds"]), curve, rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from trainer.evaluation.tuning import Candidate
-from trainer.reporting.comparison import COLOURS
+from trainer.reporting.comparison_plot import COLOURS
 from trainer.reporting.plots import dress, mul_add_unit
 
 
