@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dataloading.config import CIFAR10_MEAN, CIFAR10_STD, DataConfig
-from trainer.config import Config
-from trainer.evaluation.trained_net import read_trained_net
+from trainer.config import Config, resolve
+from trainer.evaluation.trained_net import TrainedNet, read_trained_net
 from trainer.export import command
 from trainer.export.command import export_run, validation_images
 from trainer.export.graphs import read_graph
@@ -97,6 +97,29 @@ def test_every_exit_matches_on_real_images(runs: dict[str, Path], name: str, kin
     images = validation_images(trained, "", 100)
     with torch.no_grad():
         torch.testing.assert_close(_walk(Path(manifest["folder"]), images), trained.net(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["cifar10-msdnet-5exits", "cifar10-ranet-c1"])
+def test_published_nets_match_on_real_images(recipe: str, tmp_path: Path, data_folder: Path) -> None:
+    """At their own sizes: random weights, statistics of real images, the authors' names."""
+    config = resolve(recipe, [f"data.path={data_folder / 'cifar10-jpeg.tar'}", "data.num_threads=1"])
+    torch.manual_seed(2)
+    net = build_model(config.model, 10)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+    images = validation_images(TrainedNet(config, net, (), 0), "", 128)
+    assert images.shape == (128, 3, 32, 32)
+    with torch.no_grad():
+        for batch in images.split(32):
+            net(batch)
+        logits = net.eval()(images[:32])
+    assert all(one.std(dim=0).mean() > 0.02 for one in logits), "images must tell exits apart, or any graph would do"
+    torch.save(to_authors(config.model, net.state_dict()), tmp_path / "published.pth")
+    import_checkpoint(tmp_path / "published.pth", config, tmp_path / "run")
+    manifest = export_run(tmp_path / "run", "onnx", num_images=100)
+    assert (manifest["checked_on_images"], len(manifest["exits"])) == (100, config.model.num_exits)
+    assert all(row["largest_difference"] < 1e-4 for row in manifest["exits"])
 
 
 def test_a_chain_may_end_at_an_earlier_exit(earlybird: Any, runs: dict[str, Path], tmp_path: Path) -> None:
