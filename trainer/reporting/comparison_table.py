@@ -44,33 +44,38 @@ def comparison_values(found: Comparison) -> dict[str, Any]:
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
-    """Every group's means, then the differences from the first group, if there is another one."""
-    names = [f"exit {k}" for k in range(1, len(found.groups[0].mean) + 1)]
-    names += ["budgeted"] if len(found.costs) else []
-    shown = Table("", "runs", *names, title=f"Top-1 %, {found.split}", title_justify="left")
+    """Every group's means, then the differences from the first group, if there is another one; a line an exit, so that
+    they fit a narrow terminal."""
+    places = [f"exit {k}" for k in range(1, len(found.groups[0].mean) + 1)]
+    places += ["budgeted"] if len(found.costs) else []
+    shown = _table(f"Top-1 %, {found.split}", "", "", "mean ± spread", "95 % interval")
     for group in found.groups:
-        spreads = [""] * len(group.mean) if group.spread is None else [f" ± {spread:.2f}" for spread in group.spread]
-        cells = [
-            f"{exit_.mean:.2f}{spread}{_bracket(exit_, '.2f')}"
-            for exit_, spread in zip(group.exits(), spreads, strict=True)
-        ]
-        if len(found.costs):
-            budgeted = group.budgeted(found.costs)
-            cells.append(f"{budgeted.mean:.2f}{_bracket(budgeted, '.2f')}")
-        _add(shown, group.name, str(len(group.runs)), *cells)
-    tables = [shown]
-    if found.differences:
-        title = Text(f"Minus {found.groups[0].name}, percentage points")
-        tables.append(Table("", "runs", *names, title=title, title_justify="left"))
+        means = [*group.exits(), *([group.budgeted(found.costs)] if len(found.costs) else [])]
+        spreads = [f" ± {spread:.2f}" for spread in group.spread or ()]
+        spreads += [""] * (len(means) - len(spreads))
+        tops = [f"{one.mean:.2f}{spread}" for one, spread in zip(means, spreads, strict=True)]
+        _add(
+            shown, [group.name, _number(len(group.runs), "run")], places, tops, [_bracket(one, ".2f") for one in means]
+        )
+    if not found.differences:
+        return [shown]
+    minus = _table(f"Minus {found.groups[0].name}, percentage points", "", "", "difference", "95 % interval", "")
     for row in found.differences:
-        every = (*row.exits, *([row.budgeted] if row.budgeted is not None else []))
-        _add(tables[1], row.ours.name, _runs(row), *map(_told, every))
-    return tables
+        every = [*row.exits, *([row.budgeted] if row.budgeted is not None else [])]
+        _add(
+            minus,
+            [row.ours.name, _runs(row)],
+            places,
+            [f"{one.mean:+.2f}" for one in every],
+            [_bracket(one, "+.2f") for one in every],
+            [{None: "no interval", True: "within chance", False: ""}[one.within_chance] for one in every],
+        )
+    return [shown, minus]
 
 
 def comparison_note(found: Comparison) -> str:
     """What the signs in the tables mean, in lines."""
-    lines = ["±: standard deviation over seeds; [ , ]: 95 % confidence interval of the mean, or of the difference."]
+    lines = ["Spread: standard deviation over seeds. Interval: confidence interval of the mean, or of the difference."]
     if found.differences:
         lines.append("Within chance: the interval holds 0, so these runs do not tell which one is better.")
     if any(row.exits[0].margin is None for row in found.differences):
@@ -82,26 +87,32 @@ def comparison_note(found: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _add(table: Table, *cells: str) -> None:
-    """As they are: rich would take brackets for markup."""
-    table.add_row(*map(Text, cells))
+def _table(title: str, *names: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", show_lines=True)
+    for number, name in enumerate(names):
+        table.add_column(name, no_wrap=number > 0, overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: list[str]) -> None:
+    """One row of cells of several lines, as they are: rich would take brackets for markup."""
+    table.add_row(*(Text("\n".join(lines)) for lines in cells))
 
 
 def _runs(row: Difference) -> str:
     ours, theirs = len(row.ours.runs), len(row.theirs.runs)
-    return f"{ours} {'pair' if ours == 1 else 'pairs'}" if row.paired else f"{ours} and {theirs}"
+    return _number(ours, "pair") if row.paired else f"{ours} and {theirs} runs"
 
 
-def _told(estimate: Estimate) -> str:
-    end = {None: "\nno interval", True: "\nwithin chance", False: ""}[estimate.within_chance]
-    return f"{estimate.mean:+.2f}{_bracket(estimate, '+.2f')}{end}"
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _bracket(estimate: Estimate, form: str) -> str:
     if estimate.interval is None:
         return ""
     low, high = estimate.interval
-    return f"\n[{low:{form}}, {high:{form}}]"
+    return f"[{low:{form}}, {high:{form}}]"
 
 
 def _intervals(estimates: list[Estimate]) -> list[list[float]] | None:

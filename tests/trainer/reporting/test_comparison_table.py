@@ -40,10 +40,10 @@ def found() -> Comparison:
     return Comparison(groups, COSTS, "", tuple(difference(one, groups[0], COSTS) for one in groups[1:]))
 
 
-def shown(found: Comparison) -> str:
+def shown(found: Comparison, width: int = 80) -> str:
     stream = io.StringIO()
     for table in comparison_tables(found):
-        Console(file=stream, width=200).print(table, highlight=False)
+        Console(file=stream, width=width).print(table, highlight=False)
     return "\n".join(" ".join(line.replace("│", " ").split()) for line in stream.getvalue().splitlines())
 
 
@@ -70,12 +70,14 @@ def test_values_for_programs(found: Comparison) -> None:
 
 def test_tables_for_readers(found: Comparison) -> None:
     text = shown(found)
-    assert "[a] 3 52.00 ± 2.00 62.00 ± 2.00 56.00\n[47.03, 56.97] [57.03, 66.97] [53.52, 58.48]" in text
-    assert "c 1 70.00 61.00 55.00" in text
-    assert (
-        "b 3 pairs +1.08 +0.00 +0.00\n[+0.72, +1.44] [-2.48, +2.48] [+0.00, +0.00]\nwithin chance within chance" in text
-    )
-    assert "c 1 and 3 +18.00 -1.00 -1.00\nno interval no interval no interval" in text
+    assert "[a] exit 1 52.00 ± 2.00 [47.03, 56.97]\n3 runs exit 2 62.00 ± 2.00 [57.03, 66.97]\nbudgeted 56.00" in text
+    assert "c exit 1 70.00\n1 run exit 2 61.00\nbudgeted 55.00" in text
+    assert "Minus [a], percentage points" in text
+    assert "b exit 1 +1.08 [+0.72, +1.44]\n3 pairs exit 2 +0.00 [-2.48, +2.48] within chance\nbudgeted +0.00" in text
+    assert "c exit 1 +18.00 no interval\n1 and 3 runs exit 2 -1.00 no interval" in text
+    long = dataclasses.replace(found.groups[1], name="sample_weights.enabled True, " * 3)
+    narrow = shown(dataclasses.replace(found, groups=(found.groups[0], long)))
+    assert narrow.count("sample_weights.enabled") == 3, "no name is cut"
     assert "No interval: of a single run" in comparison_note(found)
     assert "over 1 to 2 M Mul-Adds, the costs that every run reaches" in comparison_note(found)
 
