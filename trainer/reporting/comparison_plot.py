@@ -25,7 +25,7 @@ def accuracy_over_cost(found: Comparison) -> Figure:
     figure = Figure(figsize=(12.0 if budgeted else 11.0, 5.0), layout="constrained")
     axes = figure.subplots(1, 2 if budgeted else 1, squeeze=False)[0]
     _anytime(axes[0], found)
-    axes[0].legend(frameon=False, loc="lower right")
+    axes[0].legend(frameon=False, loc="best")
     if budgeted:
         _budgeted(axes[1], found)
         axes[1].sharey(axes[0])
