@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,10 @@ class Answers:
     confidences: Tensor
     classes: Tensor
     exits: Tensor
+
+    def of(self, chosen: Tensor) -> Answers:
+        """Those of the chosen images [m]."""
+        return Answers(self.logits[chosen], self.confidences[chosen], self.classes[chosen], self.exits[chosen])
 
 
 @torch.inference_mode()
@@ -51,11 +55,11 @@ def answer(net: MultiExitNet, images: Tensor, thresholds: Sequence[float]) -> An
         before = logits
         if num_left:
             gone, stay = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
-            parts.append((gone if waiting is None else waiting[gone], _rows(said, gone)))
+            parts.append((gone if waiting is None else waiting[gone], said.of(gone)))
             waiting = stay if waiting is None else waiting[stay]
-            features = [rows(feature, stay) for feature in features]
+            features = rows_of(features, stay)
             before = logits[stay]
-    return _in_order(parts)
+    return in_order(parts)
 
 
 def check_thresholds(thresholds: Sequence[float], num_exits: int) -> None:
@@ -78,13 +82,26 @@ def rows(feature: Tensor, chosen: Tensor) -> Tensor:
     return feature.index_select(0, chosen)
 
 
-def _rows(said: Answers, chosen: Tensor) -> Answers:
-    return Answers(said.logits[chosen], said.confidences[chosen], said.classes[chosen], said.exits[chosen])
+def rows_of(features: Sequence[Tensor], chosen: Tensor) -> list[Tensor]:
+    """`rows` of every feature."""
+    return each_once(lambda feature: rows(feature, chosen), features)
 
 
-def _in_order(parts: list[tuple[Tensor | None, Answers]]) -> Answers:
-    """Answers of images that left at different exits, each with the rows they came in at, as one."""
-    if len(parts) == 1:
+def each_once(change: Callable[..., Tensor], *lists: Sequence[Tensor]) -> list[Tensor]:
+    """change(a, b, ..) of what stands at the same place of each list, once for the same tensors at several places: a
+    RANet's history holds a block's last output two and three times."""
+    made: dict[tuple[int, ...], Tensor] = {}
+    places = list(zip(*lists, strict=True))
+    for place in places:
+        key = tuple(map(id, place))
+        if key not in made:
+            made[key] = change(*place)
+    return [made[tuple(map(id, place))] for place in places]
+
+
+def in_order(parts: Sequence[tuple[Tensor | None, Answers]]) -> Answers:
+    """One Answers of many, each with the rows [m] that its images came in at; None, of a single one: as they stand."""
+    if len(parts) == 1 and parts[0][0] is None:
         return parts[0][1]
     order = torch.cat([rows for rows, _ in parts if rows is not None]).argsort()
     answers = [said for _, said in parts]

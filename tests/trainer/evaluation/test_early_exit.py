@@ -92,6 +92,21 @@ def test_chosen_rows_keep_their_memory_format(layout: torch.memory_format) -> No
     assert torch.equal(chosen, feature[[3, 1]])
 
 
+def test_what_stands_twice_in_a_history_is_copied_once() -> None:
+    """A RANet's first block ends in what its history also holds: after images left, both are still one tensor."""
+    net, images = _NETS["ranet"]
+    counts: list[tuple[int, int, int]] = []
+    hook = net.blocks[1].register_forward_pre_hook(
+        lambda _, given: counts.append((len(given[0][0]), len(given[0]), len({id(one) for one in given[0]})))
+    )
+    sure = _LOGITS["ranet"][0].softmax(1).amax(1).median().item()
+    answer(net, images, [sure, -1e8, 0.0, 0.0, 0.0, 0.0])
+    hook.remove()
+    ((size, features, tensors),) = counts
+    assert 0 < size < len(images)
+    assert tensors == features - 1
+
+
 @pytest.mark.parametrize("thresholds", [[0.5], [0.5, float("nan"), 0.0]])
 def test_thresholds_that_do_not_fit_are_refused(thresholds: list[float]) -> None:
     net, images = _NETS["msdnet"]
