@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import torch
 from torch import nn
@@ -57,12 +58,20 @@ def for_inference(
     """`folded` in `dtype` and a memory layout; images must come in the same.
 
     compiled  stem, blocks and classifiers each become a compiled graph that takes any number of images, so that the net
-              can stop between them; the first images wait for the compiler (half a minute and more)
+              can stop between them; the first images wait for the compiler (half a minute and more), and so does the
+              first one that runs alone: a batch of 1 has graphs of its own
+    Raises ValueError for `compiled` with a torch that cannot keep so many graphs apart.
     """
     small = folded(net).to(dtype)
     if channels_last:
         small = small.to(memory_format=torch.channels_last)
     if compiled:
+        # All parts share the code of nn.Module's call: without isolation torch gives up at 8 graphs and runs the other
+        # parts eagerly, with a warning.
+        if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+            raise ValueError(
+                f"torch {torch.__version__} keeps at most 8 graphs of a net; leave --compile out or upgrade"
+            )
         for part in (small.stem, *small.blocks, *small.classifiers):
-            part.compile(dynamic=True)
+            part.compile(dynamic=True, isolate_recompiles=True)
     return small
