@@ -17,7 +17,7 @@ from trainer.cli_data import data_app, prepare
 from trainer.cli_doctor import doctor
 from trainer.cli_export import export, import_checkpoint
 from trainer.cli_exporter import exporter
-from trainer.cli_inference import predict
+from trainer.cli_inference import inference, predict
 from trainer.cli_jobs import cancel, logs, runs
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings
 from trainer.cli_reproduce import reproduce
@@ -56,6 +56,7 @@ app.add_typer(data_app, name="data")
 benchmark_app.command()(index)
 benchmark_app.command()(memory)
 benchmark_app.command()(exporter)
+benchmark_app.command()(inference)
 app.add_typer(benchmark_app, name="benchmark")
 
 
