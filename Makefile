@@ -27,11 +27,9 @@ check: $(STAMP)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# Everything in README's section Speed, into README; ONLY=REGEX takes some of its commands.
 bench: $(STAMP)
-	$(PY) -m trainer benchmark kernels
-	$(PY) -m trainer benchmark index
-	$(PY) -m trainer benchmark loader demo
-	$(PY) -m trainer benchmark step demo --batch 32 --no-compile
+	$(PY) docs/bench.py README.md --only '$(ONLY)'
 
 FAULTS := tests/test_fuzz.py tests/trainer/test_any_setting.py $(addprefix tests/trainer/run/test_, \
   preemption.py elastic.py health.py watchdog.py checkpoint_faults.py disk_faults.py)

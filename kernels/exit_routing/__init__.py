@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -35,11 +36,16 @@ def quotas(num_samples: int, ratio: float, num_exits: int) -> list[int]:
     """How many of `num_samples` leave at each exit: floor(n p_k), the product in float32; the last takes the rest."""
     if num_samples < 0:
         raise ValueError(f"{num_samples} samples; the number cannot be negative")
+    return list(_quotas(num_samples, ratio, num_exits))
+
+
+@functools.lru_cache(maxsize=64)
+def _quotas(num_samples: int, ratio: float, num_exits: int) -> tuple[int, ...]:
     left, counts = num_samples, []
     for product in (num_samples * shares(ratio, num_exits)).tolist()[:-1]:
         counts.append(min(math.floor(product), left))
         left -= counts[-1]
-    return [*counts, left]
+    return (*counts, left)
 
 
 def route(confidences: Tensor, quotas: Sequence[int], backend: Choice = "auto") -> Tensor:

@@ -30,7 +30,8 @@ def lookahead(
     s = d + momentum * m with Nesterov, else m; with momentum 0 buffers are unused and s = d, as in torch.optim.SGD.
 
     lr       number or 0-d tensor (then read on the device, no host sync)
-    backend  see kernels.backend; the fused kernel takes float32 tensors that need no gradient through the step
+    backend  see kernels.backend; the fused kernel takes float32 tensors that need no gradient through the step, outside
+             CUDA graphs
     Raises ValueError where the lists differ in length or the settings do not fit.
     """
     if not len(params) == len(grads) == len(momentum_buffers):
@@ -61,6 +62,8 @@ def _unfit(
     others = {t.dtype for t in tensors} - {torch.float32}
     if others:
         return f"{others.pop()} parameters, gradients or buffers"
+    if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        return "a CUDA graph is recorded, which would outlive the uploaded table of addresses"
     inputs = [*params, *grads, *([lr] if isinstance(lr, Tensor) else [])]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
         return "a gradient through the lookahead is recorded"

@@ -10,11 +10,9 @@ import torch
 
 from dataloading.batch import Batch
 from trainer.config import Config
-from trainer.learning.collectives import average_batch_norm_statistics
-from trainer.learning.forward import HalfForward
-from trainer.learning.meta_gradient import meta_step
+from trainer.learning.graphs import WARM_UP, Iteration, iteration_of
+from trainer.learning.iteration import run_iteration
 from trainer.learning.state import Progress, TrainState
-from trainer.learning.train_step import train_step
 from trainer.run.build import build_state
 from trainer.run.distributed import Ranks
 
@@ -39,24 +37,27 @@ def random_batch(config: Config, state: TrainState, num_images: int, num_classes
     return Batch(images, labels.to(precision.device), np.arange(num_images))
 
 
-def run_iteration(state: TrainState, batch: Batch) -> None:
+def iterate(state: TrainState, batch: Batch, iteration: Iteration = run_iteration) -> None:
     """Both halves' steps, without what the loop does between iterations."""
-    for train_half, meta_half in state.network.seen(batch).crossed_halves():
-        forward = HalfForward(state.network, train_half, record=state.meta_due)
-        if state.meta_due:
-            meta_step(state, forward, meta_half)
-        train_step(state, forward)
-    average_batch_norm_statistics(state.network.buffers)
+    iteration(state, batch)
     state.advance()
 
 
-def timed_iteration(state: TrainState, batch: Batch) -> float:
+def ready(state: TrainState, batch: Batch) -> Iteration:
+    """How this state's iterations run, after enough of them that the next one is like any other."""
+    iteration = iteration_of(state)
+    for _ in range(WARM_UP + 1 if state.network.precision.cuda_graphs else 1):
+        iterate(state, batch, iteration)
+    return iteration
+
+
+def timed_iteration(state: TrainState, batch: Batch, iteration: Iteration = run_iteration) -> float:
     """Seconds of an iteration, the device's work included."""
     on_gpu = state.network.precision.device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(state.network.precision.device)
     began = time.perf_counter()
-    run_iteration(state, batch)
+    iterate(state, batch, iteration)
     if on_gpu:
         torch.cuda.synchronize(state.network.precision.device)
     return time.perf_counter() - began

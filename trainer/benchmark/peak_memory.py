@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.benchmark.iteration import fresh_state, random_batch, run_iteration
+from trainer.benchmark.iteration import fresh_state, iterate, random_batch, ready
 from trainer.config import Config, to_dict
 from trainer.learning.state import TrainState
 from trainer.settings import from_dict
@@ -42,15 +42,15 @@ def peak_memory_mb(config: Config, num_images: int, num_classes: int, device: to
 def _measure(config: Config, num_images: int, num_classes: int, device: torch.device) -> float:
     state = fresh_state(config, num_classes, device)
     batch = random_batch(config, state, num_images, num_classes)
-    run_iteration(state, batch)  # makes momentum buffers, loads kernels, compiles
+    iteration = ready(state, batch)  # makes momentum buffers, loads kernels, compiles, records
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        run_iteration(state, batch)
+        iterate(state, batch, iteration)
         return torch.cuda.max_memory_allocated(device) / 1e6
     ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory for itself until asked
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here (Linux, proc(5))
-    run_iteration(state, batch)
+    iterate(state, batch, iteration)
     return (_resident_bytes("VmHWM") - before + _state_bytes(state)) / 1e6
 
 

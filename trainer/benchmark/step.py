@@ -9,19 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from dataloading.batch import Batch
 from trainer.benchmark.hardware import hardware, versions
-from trainer.benchmark.iteration import NEVER, fresh_state, random_batch, timed_iteration
+from trainer.benchmark.iteration import NEVER, fresh_state, random_batch, ready, timed_iteration
 from trainer.benchmark.peak_memory import peak_memory_mb
 from trainer.config import Config
 from trainer.learning.meta_gradient import MetaConfig
 from trainer.learning.precision import PrecisionConfig, resolve_precision
-from trainer.learning.state import TrainState
 
 INTERVALS = (1, 10, 100)
 WAYS: dict[str, dict[str, Any]] = {
@@ -68,22 +67,21 @@ def benchmark_step(
         raise ValueError(f"--batch is {num_images}; give an even number of at least 4: an iteration trains two halves")
     num_classes = config.model.num_classes or 100
     sides, left_out = _sides(config, num_images, with_compile, device)
-    runners = {}
+    runners: dict[str, tuple[Side, Callable[[], float], float | None]] = {}
     for side in sides:
         label = _label(side)
         progress(f"{label}: warm-up")
         state = fresh_state(side.config, num_classes, device)
         batch = random_batch(side.config, state, num_images, num_classes)
-        timed_iteration(state, batch)
+        iteration = ready(state, batch)
         progress(f"{label}: memory")
         memory = peak_memory_mb(side.config, num_images, num_classes, device)
-        runners[label] = (side, state, batch, memory)
+        runners[label] = (side, partial(timed_iteration, state, batch, iteration), memory)
     seconds: dict[str, list[float]] = {label: [] for label in runners}
     for done in range(rounds):
         progress(f"round {done + 1} of {rounds}")
         for label in list(runners) if done % 2 == 0 else list(runners)[::-1]:
-            _, state, batch, _ = runners[label]
-            seconds[label].append(timed_iteration(state, batch))
+            seconds[label].append(runners[label][1]())
     rows = list(_rows(runners, {label: np.array(s) for label, s in seconds.items()}, num_images))
     return {
         "rows": rows,
@@ -103,18 +101,21 @@ def _sides(
     """Every side to measure, and the levers left out with the reason."""
     config = dataclasses.replace(config, optim=_optim(config, num_images))
     own = resolve_precision(config.precision, device)
-    baseline = PrecisionConfig(dtype="float32", channels_last="off", compile=False)
+    baseline = PrecisionConfig(dtype="float32", channels_last="off")
     levers: dict[str, dict[str, Any]] = {
         "baseline": {},
         "channels_last": {"channels_last": "on"},
         "bf16": {"dtype": "bf16"},
         "compile": {"compile": True},
+        "cuda_graphs": {"cuda_graphs": True},
     }
     left_out = {} if with_compile else {"compile": "--no-compile"}
     try:
         resolve_precision(PrecisionConfig(dtype="bf16"), device)
     except ValueError as error:
         left_out["bf16"] = str(error)
+    if device.type != "cuda":
+        left_out["cuda_graphs"] = "the device is no GPU"
     levers = {name: change for name, change in levers.items() if name not in left_out}
     levers["all"] = {key: value for change in levers.values() for key, value in change.items()}
     unweighted = dataclasses.replace(config.sample_weights, enabled=False)
@@ -153,9 +154,9 @@ def _label(side: Side) -> str:
 
 
 def _rows(
-    runners: dict[str, tuple[Side, TrainState, Batch, float | None]], seconds: dict[str, np.ndarray], num_images: int
+    runners: dict[str, tuple[Side, Callable[[], float], float | None]], seconds: dict[str, np.ndarray], num_images: int
 ) -> Iterator[dict[str, Any]]:
-    for label, (side, _, _, memory) in runners.items():
+    for label, (side, _, memory) in runners.items():
         for interval in INTERVALS if side.meta else (None,):
             taken = seconds[label]
             if interval is not None:

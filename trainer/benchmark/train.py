@@ -16,12 +16,11 @@ from dataloading.batch import Batch
 from dataloading.datasets.open import ImageSet
 from dataloading.loader import train_loader
 from trainer.benchmark.hardware import hardware, versions
-from trainer.benchmark.iteration import fresh_state, random_batch, run_iteration
+from trainer.benchmark.iteration import fresh_state, iterate, random_batch
 from trainer.config import Config
+from trainer.learning.graphs import WARM_UP, Iteration, iteration_of
 from trainer.learning.precision import PrecisionConfig
 from trainer.learning.state import TrainState
-
-_WARM_UP_ITERATIONS = 2
 
 
 def benchmark_train(
@@ -64,17 +63,18 @@ def benchmark_train(
         "step": dataclasses.replace(config, optim=optim),
     }
     states = {name: fresh_state(side, len(images.classes), device) for name, side in sides.items()}
+    iterations = {name: iteration_of(state) for name, state in states.items()}
     rates: dict[str, list[float]] = {name: [] for name in sides}
     waits: dict[str, list[float]] = {name: [] for name in sides}
     for done in range(rounds):
         for name in list(sides) if done % 2 == 0 else list(sides)[::-1]:
             progress(f"round {done + 1} of {rounds}: {name}")
-            side, state = sides[name], states[name]
+            side, state, iteration = sides[name], states[name], iterations[name]
             if name == "step":
                 noise = random_batch(side, state, num_images, len(images.classes))
-                rate, wait = _timed(side, state, repeat(noise), half, seconds)
+                rate, wait = _timed(side, state, iteration, repeat(noise), half, seconds)
             else:
-                rate, wait = _from_images(side, state, images, half, seconds)
+                rate, wait = _from_images(side, state, iteration, images, half, seconds)
             rates[name].append(rate)
             waits[name].append(wait)
     usual, step = np.array(rates["usual"]), np.array(rates["step"])
@@ -114,7 +114,7 @@ def _way(config: Config) -> str | None:
 
 
 def _from_images(
-    config: Config, state: TrainState, images: ImageSet, update_batch: int, seconds: float
+    config: Config, state: TrainState, iteration: Iteration, images: ImageSet, update_batch: int, seconds: float
 ) -> tuple[float, float]:
     """`_timed` with a loader of its own."""
     precision = state.network.precision
@@ -123,29 +123,40 @@ def _from_images(
     )
     with closing(loader), closing(loader.batches(0, 1 << 40)) as batches:  # type: ignore[type-var]
         ready = (batch.normalized(precision.image_dtype, precision.memory_format) for batch in batches)
-        return _timed(config, state, ready, update_batch, seconds)
+        return _timed(config, state, iteration, ready, update_batch, seconds)
 
 
 def _timed(
-    config: Config, state: TrainState, batches: Iterator[Batch], update_batch: int, seconds: float
+    config: Config,
+    state: TrainState,
+    iteration: Iteration,
+    batches: Iterator[Batch],
+    update_batch: int,
+    seconds: float,
 ) -> tuple[float, float]:
     """(images per second, share of the time spent on getting batches) over whole meta intervals, after a warm-up."""
     device = state.network.precision.device
-    for _ in range(_WARM_UP_ITERATIONS):
-        run_iteration(state, next(batches))
-    while state.progress.iteration % config.meta.interval:
-        state.advance()
+    _to_next_interval(state, config.meta.interval)
+    for _ in range(WARM_UP + 1 if state.network.precision.cuda_graphs else 1):
+        for _ in range(2):  # the first has a meta step, the second one only where every iteration has
+            iterate(state, next(batches), iteration)
+        _to_next_interval(state, config.meta.interval)
     _synchronize(device)
     waited, num_iterations, began = 0.0, 0, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < seconds or num_iterations % config.meta.interval:
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        run_iteration(state, batch)
+        iterate(state, batch, iteration)
         num_iterations += 1
         if num_iterations % config.meta.interval == 0:
             _synchronize(device)  # the clock that ends the loop must see the work done
     return num_iterations * 2 * update_batch / elapsed, waited / elapsed
+
+
+def _to_next_interval(state: TrainState, interval: int) -> None:
+    while state.progress.iteration % interval:
+        state.advance()
 
 
 def _synchronize(device: torch.device) -> None:

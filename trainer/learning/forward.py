@@ -123,6 +123,9 @@ class Network:
     def _reduction(self) -> Iterator[None]:
         """Times DDP's reduction as far as it holds up: from this rank's own last gradient, which is that of the net's
         first parameter, until all ranks' are averaged."""
+        if not collective_spans.counting:
+            yield
+            return
         device, ready = self.precision.device, list[Mark]()
         first = next(iter(self.parameters.values()))
         hook = first.register_post_accumulate_grad_hook(lambda _: ready.append(mark(device)))

@@ -75,7 +75,7 @@ class Guard:
         finite = torch.stack(torch._foreach_norm(list(gradients))).isfinite().all()
         left_out, in_a_row, most = self._counts.unbind()
         row = torch.where(finite, 0, in_a_row + 1)
-        self._counts = torch.stack([left_out + ~finite, row, torch.maximum(most, row)])
+        self._counts.copy_(torch.stack([left_out + ~finite, row, torch.maximum(most, row)]))
         if self._kept:
             choose(finite, self._statistics, self._kept)
         return finite
@@ -85,12 +85,12 @@ class Guard:
 
         Where there were any, `culprit` can be asked until `forget_losses`."""
         left_out, in_a_row, most = self._counts.tolist()
-        self._counts = torch.tensor([0, in_a_row, in_a_row], device=self._counts.device)
+        self._counts.copy_(torch.tensor([0, in_a_row, in_a_row]))
         return left_out, most
 
     def forget(self) -> None:
         """The state was replaced by another one."""
-        self._counts = torch.zeros_like(self._counts)
+        self._counts.zero_()
         self._seen.clear()
 
     def forget_losses(self) -> None:

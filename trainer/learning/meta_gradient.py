@@ -133,7 +133,7 @@ def judged(state: TrainState, update: Update, meta: HalfForward) -> tuple[Tensor
     optim = state.config.optim
     factor = 1.0 + optim.momentum if optim.nesterov else 1.0
     num_samples = len(update.losses.half) * world_size()
-    slope = slope * (-state.lr * factor / num_samples) / stretch
+    slope = slope * (-state.rate * factor / num_samples) / stretch
     if state.scaled and state.config.meta.schedule == "online":
         # A real update that overflowed was left out: no weight had a part in where the parameters are.
         now = [p.detach() for p in state.network.parameters.values()]
@@ -149,7 +149,7 @@ def _look_ahead(state: TrainState, grads: list[Tensor]) -> dict[str, Tensor]:
         [p.detach() for p in parameters.values()],
         grads,
         momentum_buffers(state.optimizer, parameters.values()),
-        lr=state.lr,
+        lr=state.rate,
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         nesterov=optim.nesterov,
@@ -183,7 +183,7 @@ def meta_cotangent(losses: Tensor, confidences: Tensor, ratio: float) -> tuple[T
     num_exits = losses.shape[1]
     everyone, own = gather_rows(confidences)
     leaves_at = route(everyone, quotas(len(everyone), ratio, num_exits))
-    taken = torch.nn.functional.one_hot(leaves_at, num_exits)
+    taken = leaves_at[:, None] == torch.arange(num_exits, device=leaves_at.device)
     cotangent = taken[own].to(losses.dtype) / taken.sum(dim=0).clamp(min=1)
     (meta_loss,) = sum_over_ranks([(cotangent * losses).sum()])
     return cotangent, meta_loss
@@ -240,7 +240,7 @@ def _by_double_backward(
         list(parameters.values()),
         list(grads),
         momentum_buffers(state.optimizer, parameters.values()),
-        lr=state.lr,
+        lr=state.rate,
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         nesterov=optim.nesterov,

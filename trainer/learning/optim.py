@@ -93,15 +93,23 @@ def cosine(iteration: int, total: int, warmup: int = 0) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (iteration - warmup) / max(1, total - warmup)))
 
 
-def build_sgd(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD over the backbone; ValueError where apex is asked for and absent."""
+def build_sgd(
+    parameters: Iterable[nn.Parameter], config: OptimConfig, rate_on_device: bool = False
+) -> torch.optim.Optimizer:
+    """SGD over the backbone; ValueError where apex is asked for and absent.
+
+    rate_on_device  the learning rate is a device scalar that a replayed step reads anew
+    """
+    parameters = list(parameters)
     settings: dict[str, Any] = {
-        "lr": config.peak_lr,
+        "lr": _rate(config.peak_lr, parameters, rate_on_device),
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
         "nesterov": config.nesterov,
     }
     if config.backend == "apex":
+        if rate_on_device:
+            raise ValueError("optim.backend is apex, which asks the host, with precision.cuda_graphs; turn one off")
         if importlib.util.find_spec("amp_C") is None:
             raise ValueError(
                 "optim.backend is apex, but NVIDIA's apex (its amp_C extension) is not installed; build it from "
@@ -111,10 +119,28 @@ def build_sgd(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.
         from apex.optimizers import FusedSGD
 
         return FusedSGD(parameters, **settings)
-    parameters = list(parameters)
-    on_gpu = all(parameter.is_cuda for parameter in parameters)
     # Fused, a step that must be left out is left out without asking the GPU for the reason.
-    return torch.optim.SGD(parameters, fused=on_gpu, foreach=not on_gpu, **settings)
+    fused = rate_on_device or all(parameter.is_cuda for parameter in parameters)
+    return torch.optim.SGD(parameters, fused=fused, foreach=not fused, **settings)
+
+
+def build_adam(
+    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, rate_on_device: bool = False
+) -> torch.optim.Optimizer:
+    """Adam over the weight net; rate_on_device: as for `build_sgd`, its count of steps too."""
+    parameters = list(parameters)
+    if not rate_on_device:
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+    on_gpu = all(parameter.is_cuda for parameter in parameters)
+    adam = torch.optim.Adam(
+        parameters, lr=_rate(lr, parameters, True), weight_decay=weight_decay, fused=True, capturable=on_gpu
+    )
+    adam._warned_capturable_if_run_uncaptured = True  # the first iterations are not recorded, as they should be
+    return adam
+
+
+def _rate(lr: float, parameters: list[nn.Parameter], on_device: bool) -> Tensor | float:
+    return torch.tensor(lr, dtype=torch.float32, device=parameters[0].device) if on_device else lr
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
@@ -136,7 +162,10 @@ def step_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def momentum_buffers(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> list[Tensor | None]:

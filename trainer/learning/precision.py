@@ -20,11 +20,14 @@ class PrecisionConfig:
                    float64 for exactness checks
     channels_last  NHWC memory for images and convolution weights; auto: on a GPU, and on a CPU in bf16
     compile        torch.compile of the net's forward and backward
+    cuda_graphs    record whole iterations, meta steps included, as CUDA graphs and replay them: for nets of many small
+                   layers, whose kernels run faster than a host launches them; takes memory of its own
     """
 
     dtype: Literal["auto", "float32", "bf16", "fp16", "float64"] = "auto"
     channels_last: Literal["auto", "on", "off"] = "auto"
     compile: bool = False
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Precision:
     dtype: torch.dtype
     channels_last: bool
     compile: bool
+    cuda_graphs: bool = False
 
     @property
     def parameter_dtype(self) -> torch.dtype:
@@ -80,7 +84,11 @@ def resolve_precision(config: PrecisionConfig, device: torch.device) -> Precisio
         if config.channels_last == "auto"
         else config.channels_last == "on"
     )
-    return Precision(device, dtype, channels_last, config.compile)
+    if config.cuda_graphs and device.type != "cuda":
+        raise ValueError(f"precision.cuda_graphs is on and the device is {device.type}, which has none; leave it off")
+    if config.cuda_graphs and dtype == torch.float16:
+        raise ValueError("precision.cuda_graphs is on with fp16, whose loss scaler asks the host; use bf16 or float32")
+    return Precision(device, dtype, channels_last, config.compile, config.cuda_graphs)
 
 
 def cpu_has_bf16() -> bool:

@@ -57,6 +57,12 @@ class TrainState:
         return self.weight_net is not None and self.progress.iteration % self.config.meta.interval == 0
 
     @property
+    def rate(self) -> Tensor | float:
+        """What an update multiplies by: `lr`, or a device scalar that holds it where iterations are replayed."""
+        rate: Tensor | float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
+    @property
     def weight_net_lr(self) -> float | None:
         """Its learning rate now; None in the unweighted baseline."""
         return None if self.weight_net_optimizer is None else float(self.weight_net_optimizer.param_groups[0]["lr"])

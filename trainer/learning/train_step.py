@@ -13,7 +13,7 @@ from trainer.learning.state import TrainState
 def train_step(state: TrainState, forward: HalfForward) -> dict[str, Tensor]:
     """Move the backbone once along grad sum_k mean_i w_ik loss_ik, the weights w taken as constants.
 
-    Returns device tensors: sums over this rank's samples, loss [K] and top1 [K]; and weights and losses [n, K]
+    Returns device tensors: sums over this rank's samples, loss [K] and top1 [K]; losses [n, K]; and weights [n, K]
     (absent in the unweighted baseline).
     """
     num_samples = len(forward.half)
@@ -30,8 +30,5 @@ def train_step(state: TrainState, forward: HalfForward) -> dict[str, Tensor]:
     forward.backward(cotangent, state.scaler.scale)
     state.step_backbone()
     seen = forward.values
-    state.guard.saw(state.progress.iteration, forward.half.ids, seen.losses)
-    metrics = {"loss": seen.losses.sum(dim=0), "top1": seen.top1.sum(dim=0)}
-    if weights is not None:
-        metrics |= {"weights": weights, "losses": seen.losses}
-    return metrics
+    metrics = {"loss": seen.losses.sum(dim=0), "top1": seen.top1.sum(dim=0), "losses": seen.losses}
+    return metrics if weights is None else metrics | {"weights": weights}

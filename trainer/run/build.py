@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from dataloading.index import Index
 from dataloading.loader import EvaluationLoader, TrainLoader, evaluation_loader, train_loader
 from trainer.config import Config
 from trainer.learning.forward import Network
-from trainer.learning.optim import build_sgd
+from trainer.learning.graphs import beside
+from trainer.learning.optim import build_adam, build_sgd
 from trainer.learning.precision import Precision, resolve_precision
 from trainer.learning.state import Progress, TrainState
 from trainer.models.build import build_model
@@ -48,15 +50,17 @@ def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ran
     weight_net = weight_net_optimizer = None
     if config.sample_weights.enabled:
         weight_net = WeightNet(config.weight_net, module.num_exits).to(precision.device, precision.parameter_dtype)
-        weight_net_optimizer = torch.optim.Adam(
-            weight_net.parameters(), lr=config.meta.lr, weight_decay=config.meta.weight_decay
+        weight_net_optimizer = build_adam(
+            weight_net.parameters(), config.meta.lr, config.meta.weight_decay, precision.cuda_graphs
         )
     trained = module.head() if isinstance(module, ImtaNet) else module
     compiled = _compiled(trained) if precision.compile else None
+    with beside(ranks.device) if precision.cuda_graphs else nullcontext():
+        tracked = _tracked(trained, compiled, ranks, config)
     network = Network(
         module,
         trained,
-        _tracked(trained, compiled, ranks, config.data.image_size),
+        tracked,
         precision,
         config.optim.label_smoothing,
         config.optim.micro_batches(ranks.world_size),
@@ -66,7 +70,7 @@ def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ran
     return TrainState(
         config=config,
         network=network,
-        optimizer=build_sgd(trained.parameters(), config.optim),
+        optimizer=build_sgd(trained.parameters(), config.optim, precision.cuda_graphs),
         weight_net=weight_net,
         weight_net_optimizer=weight_net_optimizer,
         scaler=torch.amp.GradScaler(precision.device.type, enabled=precision.scaled),
@@ -109,13 +113,18 @@ def _compiled(module: nn.Module) -> nn.Module:
     return torch.compile(module)  # type: ignore[return-value]
 
 
-def _tracked(module: MultiExitNet | ImtaHead, compiled: nn.Module | None, ranks: Ranks, image_size: int) -> nn.Module:
+def _tracked(module: MultiExitNet | ImtaHead, compiled: nn.Module | None, ranks: Ranks, config: Config) -> nn.Module:
     """The net as the training forward calls it: wrapped in DDP where there are several ranks."""
     tracked = module if compiled is None else compiled
     if ranks.world_size == 1:
         return tracked
     # DDP would wait for ever for the gradient of a parameter that no exit reads, unless it walks every forward's graph.
-    unread = [] if isinstance(module, ImtaHead) else module.unread_parameters(image_size)
+    unread = [] if isinstance(module, ImtaHead) else module.unread_parameters(config.data.image_size)
+    if unread and config.precision.cuda_graphs:
+        raise ValueError(
+            f"precision.cuda_graphs is on, but {unread[0]} moves no exit: DDP would look for such parameters in every "
+            "pass, on the host; leave it off, or choose a net whose parameters all count"
+        )
     if unread:
         logger.info("%d parameters move no exit: DDP looks for them in every forward pass", len(unread))
     # Running statistics are averaged over ranks once an iteration; no forward broadcasts them.

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 from dataloading.batch import Batch
 from dataloading.loader import TrainLoader
-from trainer.learning.collectives import average_batch_norm_statistics
-from trainer.learning.forward import HalfForward
-from trainer.learning.meta_gradient import meta_step
+from trainer.learning.graphs import iteration_of
 from trainer.learning.state import TrainState
-from trainer.learning.train_step import train_step
 from trainer.run.signals import Requests
 from trainer.telemetry.window import Reading, Window
 
@@ -33,18 +30,15 @@ class Hooks:
 def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Requests, last: int) -> bool:
     """Run iterations state.progress.iteration to last - 1; False where a signal ended it early, after saving."""
     progress, log_every, precision = state.progress, state.config.run.log_every, state.network.precision
+    iteration = iteration_of(state)
     window = Window(state.network.module.num_exits, state.network.precision.device)
     for loaded in window.fetched(loader.batches(progress.iteration, last)):
-        batch = state.network.seen(loaded.normalized(precision.image_dtype, precision.memory_format))
-        for train_half, meta_half in batch.crossed_halves():
-            state.guard.keep()  # should this half not be finite
-            # Once: the lookahead and the real update share it.
-            forward = HalfForward(state.network, train_half, record=state.meta_due)
-            if state.meta_due:
-                with window.meta_clock():
-                    window.looked_ahead(meta_step(state, forward, meta_half))  # moves the weight net only
-            window.trained(train_step(state, forward), len(train_half))  # moves the backbone only
-        average_batch_norm_statistics(state.network.buffers)
+        batch = loaded.normalized(precision.image_dtype, precision.memory_format)
+        # Each half trains the backbone once and, where it is due, judges the other's weights.
+        steps = iteration(state, batch, window.meta_clock)
+        for (half, _), step in zip(batch.crossed_halves(), steps, strict=True):
+            window.add(step, len(half))
+            state.guard.saw(progress.iteration, half.ids, step.trained["losses"])
         state.advance()
         hooks.trained(batch)
 

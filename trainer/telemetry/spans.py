@@ -28,7 +28,7 @@ class Spans:
 
     def __init__(self) -> None:
         self._marks: deque[tuple[Mark, Mark]] = deque(maxlen=MOST)
-        self._counting = True
+        self.counting = True
 
     def add(self, begin: Mark, end: Mark) -> None:
         self._marks.append((begin, end))
@@ -36,7 +36,7 @@ class Spans:
     @contextmanager
     def span(self, device: torch.device) -> Iterator[None]:
         """What is done in it, on `device`; nothing is kept inside `uncounted`."""
-        if not self._counting:
+        if not self.counting:
             yield
             return
         begin = mark(device)
@@ -45,11 +45,11 @@ class Spans:
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        self._counting = False
+        self.counting = False
         try:
             yield
         finally:
-            self._counting = True
+            self.counting = True
 
     def read(self) -> list[float]:
         """Seconds of every span since the last call; on a GPU only after waiting for what came last."""

@@ -170,7 +170,8 @@ class Telemetry:
         self._steps.extend(own.step_seconds)
         metrics.set("step_median_seconds", statistics.median(self._steps) if self._steps else None)
         meta_steps = row["num_meta_steps"]
-        metrics.observe("meta_step_seconds", row["meta_step_seconds"] / max(1, meta_steps), meta_steps)
+        if row["meta_step_seconds"] is not None:
+            metrics.observe("meta_step_seconds", row["meta_step_seconds"] / max(1, meta_steps), meta_steps)
         self._pace.add(row["seconds"], number)
         metrics.set("eta_seconds", self._pace.seconds(self._num_iterations - row["iteration"]))
         for k, (loss, share) in enumerate(zip(row["loss"], row["top1"], strict=True), start=1):

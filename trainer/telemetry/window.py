@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.learning.collectives import collective_spans, sum_over_ranks
+from trainer.learning.iteration import HalfStep
 from trainer.telemetry.spans import Mark, Spans, mark
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -46,6 +47,7 @@ class Reading:
     weight_quantiles  [K][3] 5, 50, 95 % quantiles of the last half's sample weights on this rank; None unweighted
     weight_easy, weight_hard  [K] mean weight of the half of the samples with the lower / higher loss at that exit
     images            over all ranks; seconds of wall time, data_wait_seconds of it spent waiting for the loader
+    meta_step_seconds of the window's meta steps; None where they cannot be told apart, inside CUDA graphs
     own               what only this rank knows, no part of the row
     """
 
@@ -59,7 +61,7 @@ class Reading:
     num_iterations: int
     seconds: float
     data_wait_seconds: float
-    meta_step_seconds: float
+    meta_step_seconds: float | None
     num_meta_steps: int
     own: Own
 
@@ -96,21 +98,18 @@ class Window:
         self.num_images = 0  # of this rank
         self.data_wait_seconds = 0.0
 
-    def trained(self, step: dict[str, Tensor], num_samples: int) -> None:
-        """Add a train step's sums of loss and top-1 hits [K]; keep its weights and losses [n, K] for the quantiles."""
+    def add(self, step: HalfStep, num_samples: int) -> None:
+        """Add a half's sums of loss and top-1 hits [K], and its meta loss (already over all ranks) where it has one;
+        keep its weights and losses [n, K] for the quantiles."""
         K = self.num_exits
-        self._sums[:K] += step["loss"]
-        self._sums[K : 2 * K] += step["top1"]
+        self._sums[:K] += step.trained["loss"]
+        self._sums[K : 2 * K] += step.trained["top1"]
         self._sums[2 * K] += num_samples
         self.num_images += num_samples
-        self._weights, self._losses = step.get("weights"), step.get("losses")
-
-    def looked_ahead(self, step: dict[str, Tensor]) -> None:
-        """Add a meta step's loss, already over all ranks; nothing where it only kept what a later one needs."""
-        if not step:
-            return
-        self._sums[2 * self.num_exits + 1] += step["meta_loss"]
-        self._sums[2 * self.num_exits + 2] += 1
+        self._weights, self._losses = step.trained.get("weights"), step.trained["losses"]
+        if step.looked_ahead:
+            self._sums[2 * K + 1] += step.looked_ahead["meta_loss"]
+            self._sums[2 * K + 2] += 1
 
     @contextmanager
     def meta_clock(self) -> Iterator[None]:
@@ -144,7 +143,7 @@ class Window:
         host = torch.cat([totals, shape]).tolist()
         samples, meta_loss, meta_steps = host[2 * K : 2 * K + 3]
         weights = [host[2 * K + 3 :][k * 5 : k * 5 + 5] for k in range(K)] if len(shape) else None
-        now = time.perf_counter()
+        now, timed = time.perf_counter(), self._meta_steps.read()
         reading = Reading(
             loss=[x / samples for x in host[:K]],
             top1=[x / samples for x in host[K : 2 * K]],
@@ -156,7 +155,7 @@ class Window:
             num_iterations=self.num_iterations,
             seconds=now - self._start,
             data_wait_seconds=self.data_wait_seconds,
-            meta_step_seconds=sum(self._meta_steps.read()),
+            meta_step_seconds=sum(timed) if timed or not meta_steps else None,
             num_meta_steps=int(meta_steps),
             own=Own(self.num_images, self._steps.read(), sum(collective_spans.read())),
         )

@@ -10,7 +10,7 @@ import torch
 
 from trainer.benchmark import step
 from trainer.benchmark.figure import bars
-from trainer.benchmark.iteration import fresh_state, random_batch, run_iteration
+from trainer.benchmark.iteration import fresh_state, iterate, random_batch
 from trainer.benchmark.peak_memory import peak_memory_mb
 from trainer.benchmark.step import INTERVALS, WAYS, benchmark_step
 from trainer.config import Config
@@ -53,7 +53,7 @@ def test_every_side_is_there_and_the_ratios_fit(monkeypatch: pytest.MonkeyPatch,
 def test_updates_of_the_weight_net_are_counted_right(schedule: str, updates: int) -> None:
     config = dataclasses.replace(tiny(), meta=MetaConfig(schedule=schedule))  # type: ignore[arg-type]
     state = fresh_state(config, 10, CPU)
-    run_iteration(state, random_batch(config, state, 8, 10))
+    iterate(state, random_batch(config, state, 8, 10))
     assert state.weight_net_optimizer is not None
     steps = {float(slot["step"]) for slot in state.weight_net_optimizer.state.values()}
     assert steps == {updates}

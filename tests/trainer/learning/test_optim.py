@@ -38,24 +38,29 @@ def test_peak_learning_rates_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_two_steps_written_out(nesterov: bool) -> None:
-    """METHOD: d = g + wd theta; m = mu m + d (m = d at first); s = d + mu m with Nesterov, else m; theta -= lr s."""
+@pytest.mark.parametrize("rate_on_device", [False, True])
+def test_two_steps_written_out(nesterov: bool, rate_on_device: bool) -> None:
+    """METHOD: d = g + wd theta; m = mu m + d (m = d at first); s = d + mu m with Nesterov, else m; theta -= lr s.
+
+    On the device the rate is a float32 scalar, which stays the same tensor."""
     config = OptimConfig(update_batch=64, base_lr=0.2, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
     parameter = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    optimizer = build_sgd([parameter], config)
+    optimizer = build_sgd([parameter], config, rate_on_device)
+    rate, accuracy = optimizer.param_groups[0]["lr"], 1e-7 if rate_on_device else 1e-15
     assert momentum_buffers(optimizer, [parameter]) == [None]
     theta, m = parameter.detach().clone(), None
     for lr, gradient in ((0.2, [0.5, 1.0]), (0.1, [-1.0, 3.0])):
         set_learning_rate(optimizer, lr)
+        assert (optimizer.param_groups[0]["lr"] is rate) is rate_on_device
         g = parameter.grad = torch.tensor(gradient, dtype=torch.float64)
         optimizer.step()
         d = g + 0.01 * theta
         m = d.clone() if m is None else 0.9 * m + d
         theta = theta - lr * (d + 0.9 * m if nesterov else m)
-        assert torch.allclose(parameter, theta, atol=1e-15)
+        assert torch.allclose(parameter, theta, atol=accuracy)
         (buffer,) = momentum_buffers(optimizer, [parameter])
         assert buffer is not None
-        assert torch.allclose(buffer, m, atol=1e-15)
+        assert torch.allclose(buffer, m, atol=accuracy)
 
 
 @pytest.mark.parametrize(

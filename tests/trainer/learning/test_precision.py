@@ -53,3 +53,11 @@ def test_channels_last_can_be_set(setting: str, expected: torch.memory_format) -
     for device in (CPU, GPU):
         chosen = resolve_precision(PrecisionConfig(channels_last=setting), device)  # type: ignore[arg-type]
         assert chosen.memory_format == expected
+
+
+def test_cuda_graphs_need_a_gpu_and_no_loss_scaler() -> None:
+    with pytest.raises(ValueError, match=r"precision\.cuda_graphs is on and the device is cpu.*leave it off"):
+        resolve_precision(PrecisionConfig(cuda_graphs=True), CPU)
+    with pytest.raises(ValueError, match=r"precision\.cuda_graphs is on with fp16.*use bf16 or float32"):
+        resolve_precision(PrecisionConfig(dtype="fp16", cuda_graphs=True), GPU)
+    assert resolve_precision(PrecisionConfig(dtype="bf16", cuda_graphs=True), GPU).cuda_graphs

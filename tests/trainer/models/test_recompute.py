@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dataloading.batch import Batch
-from trainer.benchmark.iteration import run_iteration
+from trainer.benchmark.iteration import iterate
 from trainer.config import Config
 from trainer.learning.meta_gradient import MetaConfig
 from trainer.learning.optim import OptimConfig
@@ -79,7 +79,7 @@ def test_three_iterations_end_alike(meta: dict[str, Any], optim: dict[str, Any])
     states = [_state(recompute, meta, optim) for recompute in (False, True)]
     for state in states:
         for _ in range(3):
-            run_iteration(state, _batch())
+            iterate(state, _batch())
     (theirs, _), (ours, _) = (snapshot.take(state) for state in states)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():

@@ -10,20 +10,22 @@ import torch
 from torch import Tensor
 
 from trainer.learning.collectives import collective_spans
+from trainer.learning.iteration import HalfStep
 from trainer.telemetry.window import Window
 
 
-def step(losses: Tensor, hits: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
-    """What a train step over losses, hits [n, K] hands on."""
-    found = {"loss": losses.sum(dim=0), "top1": hits.sum(dim=0)}
-    return found if weights is None else found | {"weights": weights, "losses": losses}
+def step(losses: Tensor, hits: Tensor, weights: Tensor | None = None, meta_loss: float | None = None) -> HalfStep:
+    """What the steps over a half of losses, hits [n, K] hand on."""
+    found = {"loss": losses.sum(dim=0), "top1": hits.sum(dim=0), "losses": losses}
+    looked_ahead = {} if meta_loss is None else {"meta_loss": torch.tensor(meta_loss)}
+    return HalfStep(found if weights is None else found | {"weights": weights}, looked_ahead)
 
 
 def test_means_over_everything_since_the_last_reading() -> None:
     window = Window(2, torch.device("cpu"))
     losses, hits = torch.rand(12, 2), torch.rand(12, 2) > 0.5
     for part in (slice(0, 4), slice(4, 12)):  # halves of different sizes: means of means would be wrong
-        window.trained(step(losses[part], hits[part]), part.stop - part.start)
+        window.add(step(losses[part], hits[part]), part.stop - part.start)
     reading = window.read()
     assert reading.loss == pytest.approx(losses.mean(dim=0).tolist(), rel=1e-6)
     assert reading.top1 == pytest.approx(hits.float().mean(dim=0).tolist(), rel=1e-6)
@@ -32,7 +34,7 @@ def test_means_over_everything_since_the_last_reading() -> None:
     assert reading.num_meta_steps == 0
     assert (reading.weight_quantiles, reading.weight_easy, reading.weight_hard) == (None, None, None)
 
-    window.trained(step(losses[:4], hits[:4]), 4)
+    window.add(step(losses[:4], hits[:4]), 4)
     again = window.read()
     assert again.images == 4
     assert again.loss == pytest.approx(losses[:4].mean(dim=0).tolist(), rel=1e-6)
@@ -40,15 +42,21 @@ def test_means_over_everything_since_the_last_reading() -> None:
 
 def test_meta_loss_is_the_mean_over_meta_steps() -> None:
     window = Window(1, torch.device("cpu"))
-    window.trained(step(torch.ones(2, 1), torch.ones(2, 1)), 2)
+    ones = torch.ones(2, 1)
+    window.add(step(ones, ones), 2)
     for loss in (1.0, 2.0, 6.0):
         with window.meta_clock():
             time.sleep(0.002)
-        window.looked_ahead({"meta_loss": torch.tensor(loss)})
+        window.add(step(ones, ones, meta_loss=loss), 2)
     reading = window.read()
     assert reading.meta_loss == pytest.approx(3.0)
     assert reading.num_meta_steps == 3
+    assert reading.meta_step_seconds is not None
     assert 0.006 <= reading.meta_step_seconds <= reading.seconds
+    window.add(step(ones, ones, meta_loss=1.0), 2)
+    assert window.read().meta_step_seconds is None, "a meta step that no clock saw, as in a CUDA graph"
+    window.add(step(ones, ones), 2)
+    assert window.read().meta_step_seconds == 0.0
 
 
 def test_shape_of_the_weights() -> None:
@@ -56,7 +64,7 @@ def test_shape_of_the_weights() -> None:
     losses = torch.stack([torch.arange(10.0), 9 - torch.arange(10.0)], dim=1)
     weights = torch.stack([torch.linspace(0.5, 1.4, 10), torch.linspace(0.5, 1.4, 10)], dim=1)
     window = Window(2, torch.device("cpu"))
-    window.trained(step(losses, torch.ones(10, 2), weights), 10)
+    window.add(step(losses, torch.ones(10, 2), weights), 10)
     reading = window.read()
     assert reading.weight_quantiles is not None
     for k in (0, 1):
@@ -70,10 +78,10 @@ def test_shape_of_the_weights() -> None:
 def test_one_bad_loss_shows(bad: float) -> None:
     window = Window(2, torch.device("cpu"))
     losses = torch.ones(4, 2)
-    window.trained(step(losses, losses), 4)
+    window.add(step(losses, losses), 4)
     assert window.read().finite
-    window.trained(step(losses, losses), 4)
-    window.trained(step(losses.index_fill(0, torch.tensor([2]), bad), losses), 4)
+    window.add(step(losses, losses), 4)
+    window.add(step(losses.index_fill(0, torch.tensor([2]), bad), losses), 4)
     assert not window.read().finite
 
 
@@ -87,7 +95,7 @@ def test_waiting_is_counted_and_pauses_are_not() -> None:
     seen = []
     for batch in window.fetched(batches()):
         seen.append(batch)
-        window.trained(step(torch.ones(2, 1), torch.ones(2, 1)), 2)
+        window.add(step(torch.ones(2, 1), torch.ones(2, 1)), 2)
         began = time.perf_counter()
         with window.paused():
             time.sleep(0.05)
@@ -117,7 +125,7 @@ def test_every_iteration_is_timed_with_its_wait_and_without_pauses() -> None:
     readings = []
     for seconds in window.fetched(batches()):
         time.sleep(seconds)
-        window.trained(step(torch.ones(3, 1), torch.ones(3, 1)), 3)
+        window.add(step(torch.ones(3, 1), torch.ones(3, 1)), 3)
         with collective_spans.span(window.device):
             time.sleep(0.01)
         if seconds != slept[1]:
@@ -139,5 +147,5 @@ def test_every_iteration_is_timed_with_its_wait_and_without_pauses() -> None:
 
 
 def window_row(window: Window) -> dict[str, object]:
-    window.trained(step(torch.ones(1, 1), torch.ones(1, 1)), 1)
+    window.add(step(torch.ones(1, 1), torch.ones(1, 1)), 1)
     return window.read().row()
