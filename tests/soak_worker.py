@@ -18,7 +18,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trainer.__main__ import main
-from trainer.run import loop, saver, training
+from trainer.learning import iteration
+from trainer.run import saver, training
 
 
 def within(letter: str, place: int, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,7 +41,7 @@ if __name__ == "__main__":
     with file.open("r+b") as opened:
         where = mmap.mmap(opened.fileno(), 2)
     training.train = within("t", 0, training.train)
-    loop.meta_step = within("m", 0, loop.meta_step)
+    iteration.meta_step = within("m", 0, iteration.meta_step)
     training.validate = within("e", 0, training.validate)
     saver.Saver.save = within("c", 0, saver.Saver.save)
     saver.write_checkpoint = within("w", 1, saver.write_checkpoint)

@@ -23,14 +23,14 @@ import torch
 from dataloading.batch import Batch
 from dataloading.loader import EvaluationLoader
 from trainer.__main__ import main
+from trainer.learning import iteration
 from trainer.learning.state import TrainState
-from trainer.run import loop
 
 KIND, RANK, ITERATION, MARKER = os.environ["FAULT"].split()
 reached = {"iteration": 0}
 normalized, train_step, advance, batches = (
     Batch.normalized,
-    loop.train_step,
+    iteration.train_step,
     TrainState.advance,
     EvaluationLoader.__iter__,
 )
@@ -80,7 +80,7 @@ def terminated(loader: EvaluationLoader) -> Iterator[Batch]:
 
 if __name__ == "__main__":
     Batch.normalized = spoilt  # type: ignore[method-assign]
-    loop.train_step = killed  # type: ignore[assignment]
+    iteration.train_step = killed  # type: ignore[assignment]
     TrainState.advance = advanced  # type: ignore[method-assign]
     EvaluationLoader.__iter__ = terminated  # type: ignore[method-assign]
     main()

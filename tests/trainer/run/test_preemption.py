@@ -16,7 +16,8 @@ import torch
 
 from dataloading.loader import EvaluationLoader
 from dataloading.synthetic_loader import SyntheticReader
-from trainer.run import loop, saver, training
+from trainer.learning import iteration
+from trainer.run import saver, training
 from trainer.run.checkpoint import load_latest
 from trainer.telemetry.jsonl import read_rows
 
@@ -26,8 +27,8 @@ SETTINGS = ["meta.interval=2", "checkpoint.every=3steps", "run.evaluate_every=1"
 # phase -> (where it is, name there, the call that is interrupted)
 PHASES: dict[str, tuple[Any, str, int]] = {
     "data": (SyntheticReader, "batches", 0),
-    "train": (loop, "train_step", 9),
-    "meta": (loop, "meta_step", 5),
+    "train": (iteration, "train_step", 9),
+    "meta": (iteration, "meta_step", 5),
     "snapshot": (saver, "copied", 1),
     "save": (saver, "write_checkpoint", 1),
     "start": (training, "open_dataset", 0),
@@ -59,7 +60,7 @@ def test_stopped_in(
     run, sent = tmp_path / "run", {}
     place, name, call = PHASES[phase]
     real, calls, progress = getattr(place, name), iter(range(10_000)), {"iteration": 0}
-    advance = loop.average_batch_norm_statistics
+    advance = iteration.average_batch_norm_statistics
 
     def advanced(buffers: Any) -> None:
         advance(buffers)
@@ -82,7 +83,7 @@ def test_stopped_in(
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "average_batch_norm_statistics", advanced)
+        patch.setattr(iteration, "average_batch_norm_statistics", advanced)
         patch.setattr(place, name, interrupted_between if phase in ("data", "evaluation") else interrupted)
         outcome = earlybird.train(run, *SETTINGS)
         took = time.monotonic() - sent["at"]
