@@ -195,19 +195,29 @@ def evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are set side by side.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Of several runs; default comparison.html.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run's report page anew, from its log and its last evaluation; of several runs one page that compares
-    them, seeds of the same settings as mean and spread."""
-    from trainer.reporting.comparison import write_comparison
+    them, and the same as tables: means over seeds, and differences, with their confidence intervals."""
+    from trainer.reporting.comparison import compare, write_page
+    from trainer.reporting.comparison_table import comparison_note, comparison_tables, comparison_values
     from trainer.reporting.report import write_report
     from trainer.run.folder import RunFolder
 
     if len(runs) > 1:
-        print(f"Report: {write_comparison(runs, out or Path('comparison.html'))}")
-    elif out is not None:
+        found = compare(runs)
+        page = write_page(found, out or Path("comparison.html"))
+        if as_json:
+            print(json.dumps({**comparison_values(found), "report": str(page)}))
+            return
+        for table in comparison_tables(found):
+            Console(soft_wrap=True).print(table, highlight=False)
+        print(f"{comparison_note(found)}\nReport: {page}")
+        return
+    if out is not None:
         raise ValueError(f"--out {out} is for several runs; the report of one is {runs[0] / 'report.html'}")
-    else:
-        print(f"Report: {write_report(runs[0], RunFolder(runs[0]).read_evaluation())}")
+    page = write_report(runs[0], RunFolder(runs[0]).read_evaluation())
+    print(json.dumps({"report": str(page)}) if as_json else f"Report: {page}")
 
 
 @app.command()

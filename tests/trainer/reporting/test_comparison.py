@@ -166,7 +166,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 def test_the_command(earlybird: Any, tmp_path: Path) -> None:
     runs = [run(tmp_path / name, [50.0, 60.0], f"run.epochs={n}") for n, name in ((1, "a"), (2, "b"))]
     outcome = earlybird("report", *runs, "--out", tmp_path / "c.html")
-    assert (outcome.code, outcome.out) == (0, f"Report: {tmp_path / 'c.html'}\n")
+    assert outcome.code == 0
+    assert outcome.out.endswith(f"Report: {tmp_path / 'c.html'}\n")
+    assert "Minus epochs 1, percentage points" in outcome.out
+    values = earlybird("report", *runs, "--out", tmp_path / "c.html", "--json").json
+    assert [row["name"] for row in values["rows"]] == ["epochs 1", "epochs 2"]
+    assert values["report"] == str(tmp_path / "c.html")
     refused = earlybird("report", runs[0], "--out", tmp_path / "c.html")
     assert (refused.code, refused.out) == (2, "")
     assert "--out" in refused.err
