@@ -166,7 +166,11 @@ def _max_pool(leaf: nn.MaxPool2d, kept: Kept, at: Kept, moves: Kept, t: Tensor |
         _, indices = F.max_pool2d(
             kept["x"], leaf.kernel_size, leaf.stride, leaf.padding, leaf.dilation, leaf.ceil_mode, return_indices=True
         )
-    return t.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    if not t.is_contiguous(memory_format=torch.channels_last):
+        return t.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    n, C, H, W = indices.shape  # places lie in a channel's H * W: channels stay last
+    t, places = (z.permute(0, 2, 3, 1).reshape(n, -1, C) for z in (t, indices))
+    return t.gather(1, places).view(n, H, W, C).permute(0, 3, 1, 2)
 
 
 def _linear_map(leaf: nn.Module, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +18,14 @@ from torch import Tensor
 
 from dataloading.batch import Batch
 from trainer.config import Config
+from trainer.learning import tangent_replay
 from trainer.learning.forward import HalfForward
 from trainer.learning.meta_gradient import Form, MetaConfig, Schedule, Update, judged, meta_gradient, meta_step
 from trainer.learning.optim import OptimConfig
 from trainer.learning.precision import PrecisionConfig
 from trainer.learning.sample_weights import Centre, SampleWeightsConfig, weigh
 from trainer.learning.state import Progress, TrainState
+from trainer.learning.tangent_replay import RULES
 from trainer.learning.train_step import train_step
 from trainer.models.authors_names import (
     authors_names,
@@ -115,6 +120,28 @@ def test_every_net_is_replayed_exactly(model: ModelConfig, size: int, num_images
     assert states[1].network.replayable
     expected, actual = (gradient_after(state, batch) for state in states)
     assert relative(actual, expected) < 1e-9
+
+
+def test_tangents_stay_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers, and no layer gets a tangent in another layout than its features'."""
+    lost: list[str] = []
+
+    def watched(rule: Callable[..., Tensor], leaf: torch.nn.Module, *given: Any) -> Tensor:
+        out = rule(leaf, *given)
+        if out.dim() == 4 and not out.is_contiguous(memory_format=torch.channels_last):
+            lost.append(type(leaf).__name__)
+        return out
+
+    rules = {kind: (keep, functools.partial(watched, rule)) for kind, (keep, rule) in RULES.items()}
+    monkeypatch.setattr(tangent_replay, "RULES", rules)
+    model, batch = dataclasses.replace(msdnet_imagenet(1), first_channels=8, growth=4), batch_of(4, 224)
+    plain, last = (state_of(model, update_batch=2, channels_last=channels_last) for channels_last in (False, True))
+    expected = gradient_after(plain, batch)
+    assert lost, "NCHW is seen as such"
+    lost.clear()
+    images = batch.images.contiguous(memory_format=torch.channels_last)
+    assert relative(gradient_after(last, dataclasses.replace(batch, images=images)), expected) < 1e-9
+    assert not lost
 
 
 def test_accumulation_changes_nothing_but_batch_norm() -> None:
