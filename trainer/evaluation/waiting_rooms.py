@@ -55,8 +55,8 @@ class _Group:
 
 
 class WaitingRooms:
-    """One before each block of `net` (in evaluation mode). The deepest one that holds a full batch goes first, so none
-    ever holds more than 2 batch - 1 images. Each block that runs waits for the device once."""
+    """One before each block of `net` (in evaluation mode). A room runs as soon as it holds a full batch, so no two are
+    full at once, and none ever holds more than 2 batch - 1 images. Each block that runs waits for the device once."""
 
     def __init__(self, net: MultiExitNet, thresholds: Sequence[float], batch: int) -> None:
         check_thresholds(thresholds, net.num_exits)
@@ -78,7 +78,7 @@ class WaitingRooms:
             positions = torch.arange(self._entered, self._entered + len(part), device=part.device)
             self._entered += len(part)
             self._rooms[0].append(_Group(positions, [part], None))
-            while (k := self._deepest_full()) is not None:
+            while (k := self._full()) is not None:
                 said += self._run(k)
         return said
 
@@ -86,13 +86,12 @@ class WaitingRooms:
         """Run what is left: with no room full, the shallowest one, so that its images join those that wait deeper."""
         said: list[Answered] = []
         while any(self._rooms):
-            full = self._deepest_full()
+            full = self._full()
             said += self._run(next(k for k, room in enumerate(self._rooms) if room) if full is None else full)
         return said
 
-    def _deepest_full(self) -> int | None:
-        full = [k for k, number in enumerate(self.waiting) if number >= self._batch]
-        return full[-1] if full else None
+    def _full(self) -> int | None:
+        return next((k for k, number in enumerate(self.waiting) if number >= self._batch), None)
 
     @torch.inference_mode()
     def _run(self, k: int) -> list[Answered]:
@@ -121,7 +120,7 @@ class WaitingRooms:
             group = room.pop(0)
             if len(group.positions) > missing:
                 group, rest = group.cut(missing)
-                room.insert(0, rest)
+                room.append(rest)  # the last to come is the one that is cut
             taken.append(group)
             missing -= len(group.positions)
         if len(taken) == 1:

@@ -20,7 +20,7 @@ from trainer.models.config import ModelConfig
 from trainer.models.cost import exit_costs
 from trainer.recipes.demo import demo
 
-BATCH, BATCHES, BUDGETS = 6, 4, (0.5, 1.0)
+BATCH, BATCHES, BUDGETS = 6, 8, (0.5, 1.0)
 STREAM = {"full", "nobody", "early", "refilled"}
 
 

@@ -44,6 +44,20 @@ with torch.no_grad():
     _LOGITS = {name: torch.stack(net(_IMAGES), dim=1) for name, net in _NETS.items()}
 
 
+def halfway(name: str, ranks: list[int]) -> list[float]:
+    """[K] thresholds that the ranks[k] surest of the 9 images reach at exit k."""
+    ranked = _LOGITS[name].softmax(2).amax(2).sort(dim=0, descending=True).values
+    bounds = torch.cat([torch.full_like(ranked[:1], 2.0), ranked, torch.full_like(ranked[:1], -2.0)])
+    return [float(bounds[rank, k] + bounds[rank + 1, k]) / 2 for k, rank in enumerate(ranks)]
+
+
+def thresholds_of(name: str) -> st.SearchStrategy[list[float]]:
+    """Any that part the images, or none of them, at each exit."""
+    num_exits = _NETS[name].num_exits
+    ranks = st.lists(st.integers(0, NUM_IMAGES), min_size=num_exits, max_size=num_exits)
+    return ranks.map(lambda each: halfway(name, each))
+
+
 @contextmanager
 def sizes_seen(net: MultiExitNet, rooms: WaitingRooms | None = None) -> Iterator[list[tuple[int, int, list[int]]]]:
     """Fills with (block, images that it sees, images that wait meanwhile)."""
@@ -68,14 +82,13 @@ def sizes_seen(net: MultiExitNet, rooms: WaitingRooms | None = None) -> Iterator
 
 @pytest.mark.parametrize("name", _CONFIGS)
 @given(data=st.data(), layout=st.sampled_from([torch.contiguous_format, torch.channels_last]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_answers_equal_thresholding_all_logits(name: str, data: st.DataObject, layout: torch.memory_format) -> None:
     net = _NETS[name]
     chosen = data.draw(st.lists(st.integers(0, NUM_IMAGES - 1), max_size=14), "images")  # some twice
     cuts = sorted(data.draw(st.lists(st.integers(0, len(chosen)), max_size=4), "where batches end"))
     batch = data.draw(st.integers(1, 5), "batch")
-    threshold = st.sampled_from([-1e8, 0.3, 0.5, 0.7, 0.9, 0.99, 1e8])
-    thresholds = data.draw(st.lists(threshold, min_size=net.num_exits, max_size=net.num_exits), "thresholds")
+    thresholds = data.draw(thresholds_of(name), "thresholds")
     bounds = [0, *cuts, len(chosen)]
     batches = [_IMAGES[chosen[a:b]].contiguous(memory_format=layout) for a, b in pairwise(bounds)]
     parts = list(answer_stream(net, batches, thresholds, batch))
@@ -97,11 +110,11 @@ def test_answers_equal_thresholding_all_logits(name: str, data: st.DataObject, l
 
 @pytest.mark.parametrize("name", _CONFIGS)
 @given(data=st.data())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_blocks_see_full_batches_and_few_images_wait(name: str, data: st.DataObject) -> None:
     net, batch = _NETS[name], data.draw(st.integers(1, 4), "batch")
     chosen = data.draw(st.lists(st.integers(0, NUM_IMAGES - 1), min_size=1, max_size=24), "images")
-    thresholds = data.draw(st.lists(st.sampled_from([0.5, 0.7, 0.9]), min_size=net.num_exits, max_size=net.num_exits))
+    thresholds = data.draw(thresholds_of(name), "thresholds")
     rooms = WaitingRooms(net, thresholds, batch)
     with sizes_seen(net, rooms) as seen:
         rooms.enter(_IMAGES[chosen])
@@ -117,12 +130,27 @@ def test_blocks_see_full_batches_and_few_images_wait(name: str, data: st.DataObj
     assert not left or seen[before][0] == min(k for k, *_ in seen[before:])
 
 
-def test_the_deepest_full_room_goes_first() -> None:
-    net = _NETS["msdnet"]
-    with sizes_seen(net) as seen:
-        list(answer_stream(net, [_IMAGES[:6], _IMAGES[6:9]], [1e8, 1e8, 0.0], 2))
-    assert [k for k, *_ in seen] == [0, 1, 2] * 5
-    assert [size for _, size, _ in seen] == [2] * 12 + [1] * 3
+def test_what_is_full_goes_before_what_is_left() -> None:
+    """In threes. Two images wait in each room; those of the first two rooms make four, and three of these run on before
+    the fourth: with it six would wait in the last room."""
+    net, confidences = _NETS["msdnet"], _LOGITS["msdnet"].softmax(2).amax(2)
+    first, *others = confidences[:, 0].argsort(descending=True).tolist()
+    second, *last = sorted(others, key=lambda image: -float(confidences[image, 1]))
+    thresholds = [
+        float(confidences[[first, others[0]], 0].mean()),
+        float(confidences[[second, last[0]], 1].mean()),
+        -1e8,
+    ]
+    rooms = WaitingRooms(net, thresholds, 3)
+    with sizes_seen(net, rooms) as seen:
+        rooms.enter(_IMAGES[[last[0], last[1], second]])
+        rooms.enter(_IMAGES[[last[2], last[3], first]])
+        rooms.enter(_IMAGES[[last[4], last[5]]])
+        assert rooms.waiting == [2, 2, 2]
+        before = len(seen)
+        rooms.empty()
+    assert [(k, size) for k, size, _ in seen[before:]] == [(0, 2), (1, 3), (2, 3), (1, 1), (2, 3)]
+    assert max(max(waiting) for *_, waiting in seen) <= 5
 
 
 def test_survivors_of_two_batches_run_together() -> None:
@@ -160,14 +188,14 @@ def test_what_waits_stays_channels_last() -> None:
             lambda _, given: layouts.extend(x.is_contiguous(memory_format=torch.channels_last) for x in given[0])
         )
     images = _IMAGES.contiguous(memory_format=torch.channels_last)
-    list(answer_stream(net, [images], [0.7, 0.7, 0.0], 2))
+    list(answer_stream(net, [images], halfway("msdnet", [3, 4, 9]), 2))
     assert layouts
     assert all(layouts)
 
 
 def test_the_caller_keeps_its_gradients() -> None:
     """Nothing of inference mode outlasts the step from one answer to the next."""
-    for _ in answer_stream(_NETS["msdnet"], [_IMAGES], [0.7, 0.7, 0.0], 2):
+    for _ in answer_stream(_NETS["msdnet"], [_IMAGES], halfway("msdnet", [3, 4, 9]), 2):
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
 
