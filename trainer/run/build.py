@@ -105,10 +105,14 @@ def scoring_loader(config: Config, index: Index, ranks: Ranks) -> EvaluationLoad
 
 
 def _compiled(module: nn.Module) -> nn.Module:
+    from torch._functorch import config as functorch_config  # both take seconds to import
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     # The lookahead and the real update are two backward passes of one compiled graph: it may not eat its inputs.
-    torch._functorch.config.donated_buffer = False
-    # Kept over restarts of the machine, where torch's own default is a temporary folder.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+    functorch_config.donated_buffer = False
+    # Kept over restarts of the machine; the default that torch may have chosen already is a temporary folder.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
     logger.info("precision.compile: the first steps compile the net, which takes minutes the first time")
     return torch.compile(module)  # type: ignore[return-value]
 
