@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainer.evaluation.early_exit import answer, in_order
-from trainer.evaluation.waiting_rooms import WaitingRooms, _Group, _Tray, answer_stream
+from trainer.evaluation.waiting_rooms import WaitingRooms, answer_stream, joined
 from trainer.models.build import build_model
 from trainer.models.config import ModelConfig, msdnet_cifar, ranet_cifar
 from trainer.models.multi_exit import MultiExitNet
@@ -173,25 +173,11 @@ def test_survivors_of_two_batches_run_together() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_tray_holds_what_was_put_there_side_by_side(channels: int, layout: torch.memory_format) -> None:
-    """In its own layout; a feature that stands twice in the list is copied once; what was taken is written over."""
-    parts = [torch.randn(n, channels, 5, 5).contiguous(memory_format=layout) for n in (2, 4)]
-    groups = [_Group(torch.arange(len(x)), [x, x], torch.randn(len(x), 3)) for x in parts]
-    tray = _Tray(4)
-    for _ in range(2):
-        tray.put(groups[0], torch.tensor([1]))
-        tray.put(groups[1], torch.tensor([3, 0]))
-        assert (tray.filled, tray.free) == (3, 1)
-        whole = tray.empty()
-        assert whole.features[0] is whole.features[1]
-        assert torch.equal(whole.features[0], torch.cat([parts[0][[1]], parts[1][[3, 0]]]))
-        assert whole.features[0].is_contiguous(memory_format=layout)
-        assert whole.positions.tolist() == [1, 3, 0]
-        assert whole.before is not None
-        assert groups[0].before is not None
-        assert torch.equal(whole.before[0], groups[0].before[1])
-        assert tray.free == 4
-        groups = [dataclasses.replace(group, positions=group.positions.clone()) for group in groups]
+def test_joined_features_keep_their_memory_format(channels: int, layout: torch.memory_format) -> None:
+    parts = [torch.randn(n, channels, 5, 5).contiguous(memory_format=layout) for n in (1, 3)]
+    whole = joined([parts[0], parts[1][1:]])
+    assert torch.equal(whole, torch.cat([parts[0], parts[1][1:]]))
+    assert whole.is_contiguous(memory_format=layout)
 
 
 def test_what_waits_stays_channels_last() -> None:
