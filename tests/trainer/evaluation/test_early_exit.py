@@ -64,7 +64,7 @@ with torch.no_grad():
 
 @pytest.mark.parametrize("name", _CONFIGS)
 @given(data=st.data(), layout=st.sampled_from([torch.contiguous_format, torch.channels_last]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_answers_equal_thresholding_all_logits(name: str, data: st.DataObject, layout: torch.memory_format) -> None:
     net, images = _NETS[name]
     chosen = data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=9), "images")  # some twice

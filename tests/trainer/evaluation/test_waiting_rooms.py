@@ -82,7 +82,7 @@ def sizes_seen(net: MultiExitNet, rooms: WaitingRooms | None = None) -> Iterator
 
 @pytest.mark.parametrize("name", _CONFIGS)
 @given(data=st.data(), layout=st.sampled_from([torch.contiguous_format, torch.channels_last]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_answers_equal_thresholding_all_logits(name: str, data: st.DataObject, layout: torch.memory_format) -> None:
     net = _NETS[name]
     chosen = data.draw(st.lists(st.integers(0, NUM_IMAGES - 1), max_size=14), "images")  # some twice
@@ -110,7 +110,7 @@ def test_answers_equal_thresholding_all_logits(name: str, data: st.DataObject, l
 
 @pytest.mark.parametrize("name", _CONFIGS)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_blocks_see_full_batches_and_few_images_wait(name: str, data: st.DataObject) -> None:
     net, batch = _NETS[name], data.draw(st.integers(1, 4), "batch")
     chosen = data.draw(st.lists(st.integers(0, NUM_IMAGES - 1), min_size=1, max_size=24), "images")
