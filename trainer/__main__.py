@@ -8,7 +8,7 @@ import sys
 from trainer.cli import app
 
 # oneDNN keeps so many compiled operations (1024 unless told). Where images leave early, each batch size is another one
-# in every layer: with fewer kept they are compiled anew again and again, for a third of the time.
+# in every layer: with fewer kept they are compiled anew again and again, for a quarter of the time.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 
 

@@ -24,7 +24,7 @@ from trainer.cli_reproduce import reproduce
 from trainer.cli_scale import index, memory
 from trainer.cli_status import status
 from trainer.cli_submit import submit
-from trainer.cli_sweep import sweep
+from trainer.cli_sweep import show_comparison, sweep
 from trainer.cli_tune import tune
 from trainer.cli_watch import watch
 from trainer.settings import with_data
@@ -200,7 +200,7 @@ def report(
     """Write a run's report page anew, from its log and its last evaluation; of several runs one page that compares
     them, and the same as tables: means over seeds, and differences, with their confidence intervals."""
     from trainer.reporting.comparison import compare, write_page
-    from trainer.reporting.comparison_table import comparison_note, comparison_tables, comparison_values
+    from trainer.reporting.comparison_table import comparison_values
     from trainer.reporting.report import write_report
     from trainer.run.folder import RunFolder
 
@@ -209,10 +209,8 @@ def report(
         page = write_page(found, out or Path("comparison.html"))
         if as_json:
             print(json.dumps({**comparison_values(found), "report": str(page)}))
-            return
-        for table in comparison_tables(found):
-            Console(soft_wrap=True).print(table, highlight=False)
-        print(f"{comparison_note(found)}\nReport: {page}")
+        else:
+            show_comparison(found, page)
         return
     if out is not None:
         raise ValueError(f"--out {out} is for several runs; the report of one is {runs[0] / 'report.html'}")

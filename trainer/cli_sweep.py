@@ -30,6 +30,7 @@ from trainer.cli_place import (
 )
 
 if TYPE_CHECKING:
+    from trainer.reporting.comparison import Comparison
     from trainer.run.trials import Trial
 
 _EVALUATE = "Evaluate complete runs here before they are compared; if not given, those of this machine's target alone."
@@ -126,7 +127,7 @@ def evaluate_complete(states: Mapping[Path, str], data: str, told: Callable[[Pat
 def finish(states: Mapping[Path, str], home: Path, as_json: bool) -> None:
     """Compare what is complete, say what is not; exit code 1 where a run failed."""
     from trainer.reporting.comparison import compare, write_page
-    from trainer.reporting.comparison_table import comparison_note, comparison_tables, comparison_values
+    from trainer.reporting.comparison_table import comparison_values
 
     done = [folder for folder, state in states.items() if state == "completed"]
     found = compare(done) if done else None
@@ -136,13 +137,20 @@ def finish(states: Mapping[Path, str], home: Path, as_json: bool) -> None:
         values = comparison_values(found) if found is not None else {"rows": [], "differences": [], "costs": None}
         print(json.dumps({"folder": str(home), **values, "left": left, "report": str(page) if page else None}))
     else:
-        if found is not None:
-            for table in comparison_tables(found):
-                Console(soft_wrap=True).print(table, highlight=False)
-            print(f"{comparison_note(found)}\nReport: {page}")
+        if found is not None and page is not None:
+            show_comparison(found, page)
         for folder, state in left.items():
             print(f"{folder}: {state}")
         if "pending" in left.values():
             print("Next: the same command again, which reports what is complete by then")
     if any(state in ("failed", "cancelled") for state in left.values()):
         raise typer.Exit(1)
+
+
+def show_comparison(found: Comparison, page: Path) -> None:
+    """Its tables, what their signs mean, and where the page is."""
+    from trainer.reporting.comparison_table import comparison_note, comparison_tables
+
+    for table in comparison_tables(found):
+        Console(soft_wrap=True).print(table, highlight=False)
+    print(f"{comparison_note(found)}\nReport: {page}")

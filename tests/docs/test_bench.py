@@ -67,5 +67,5 @@ def test_a_missing_folder_is_named(bench: ModuleType, tmp_path: Path, monkeypatc
 
 def test_readme_has_its_figures_in_such_blocks(bench: ModuleType) -> None:
     commands = [found["command"] for found in bench.BLOCK.finditer((ROOT / "README.md").read_text())]
-    for name in ("loader", "index", "kernels", "step", "train", "inference"):
+    for name in ("loader", "index", "memory", "kernels", "step", "train", "inference"):
         assert any(f"earlybird benchmark {name}" in command for command in commands), name

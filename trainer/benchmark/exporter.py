@@ -24,6 +24,7 @@ from trainer.benchmark.hardware import hardware, versions
 from trainer.benchmark.iteration import fresh_state, random_batch
 from trainer.config import Config
 from trainer.learning.state import TrainState
+from trainer.recipes.catalogue import classes_of
 from trainer.run.loop import Hooks, train
 from trainer.run.signals import Requests
 from trainer.telemetry.prometheus import Exporter, RunRegistry, TelemetryConfig
@@ -80,7 +81,7 @@ def benchmark_exporter(
         raise ValueError(f"--batch is {num_images}; give an even number of at least 4: an iteration trains two halves")
     half = num_images // 2
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, update_batch=half, base_batch=half))
-    num_classes = config.model.num_classes or 100
+    num_classes = classes_of(config)
     state = fresh_state(config, num_classes, device)
     loader = cast(TrainLoader, _SameBatch(random_batch(config, state, num_images, num_classes)))
     with ExitStack() as stack:

@@ -8,7 +8,6 @@ after the other in every round and in reverse in every second one, after an unti
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels.exit_routing import shares
+from trainer.benchmark.clock import seconds_of
 from trainer.benchmark.hardware import hardware, versions
 from trainer.benchmark.random_net import noise, random_net
 from trainer.config import Config
@@ -28,7 +28,7 @@ from trainer.learning.precision import PrecisionConfig, resolve_precision
 from trainer.models.cost import exit_costs
 from trainer.models.fold import DTYPES, folded, for_inference
 from trainer.models.multi_exit import MultiExitNet
-from trainer.reporting.cost_table import DEFAULT_CLASSES
+from trainer.recipes.catalogue import classes_of
 
 BUDGETS = (0.25, 0.5, 0.75, 1.0, 1.5)
 ALONE = 16  # images that run one at a time
@@ -118,7 +118,7 @@ def benchmark_inference(
     for option, value in (("--batch", num_images), ("--batches", num_batches), ("--rounds", rounds)):
         if value < 1:
             raise ValueError(f"{option} is {value}; give 1 or more")
-    K, num_classes = config.model.num_exits, config.model.num_classes or DEFAULT_CLASSES[config.recipe.split("-")[0]]
+    K, num_classes = config.model.num_exits, classes_of(config)
     for budget in budgets:
         if not shares(budget, K).isfinite().all():
             raise ValueError(f"--budgets has {budget:g}, whose {K} shares overflow; give one nearer to 1")
@@ -138,7 +138,7 @@ def benchmark_inference(
     for done in range(rounds):
         for label in list(sides) if done % 2 == 0 else list(sides)[::-1]:
             progress(f"round {done + 1} of {rounds}: {label}")
-            seconds[label].append(_timed(sides[label].run, device))
+            seconds[label].append(seconds_of(sides[label].run, device))
     mul_adds = [cost.mul_adds for cost in exit_costs(config.model, num_classes, config.data.image_size)]
     rates = {label: side.num_images / np.array(seconds[label]) for label, side in sides.items()}
     return {
@@ -251,17 +251,6 @@ def _spread(rows: Tensor) -> Tensor:
     """At most ALONE of the rows [n], evenly spaced."""
     number = min(ALONE, len(rows))
     return rows[((torch.arange(number) + 0.5) * len(rows) / number).long()]
-
-
-def _timed(run: Callable[[], list[Tensor]], device: torch.device) -> float:
-    """Seconds of a run, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
 
 
 def _row(side: Side, rates: dict[str, np.ndarray], exits: list[int] | None, mul_adds: Sequence[int]) -> dict[str, Any]:

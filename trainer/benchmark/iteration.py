@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import numpy as np
 import torch
 
 from dataloading.batch import Batch
 from trainer.config import Config
-from trainer.learning.graphs import WARM_UP, Iteration, iteration_of
+from trainer.learning.graphs import Iteration, iteration_of, settling
 from trainer.learning.iteration import run_iteration
 from trainer.learning.state import Progress, TrainState
 from trainer.run.build import build_state
@@ -46,18 +45,6 @@ def iterate(state: TrainState, batch: Batch, iteration: Iteration = run_iteratio
 def ready(state: TrainState, batch: Batch) -> Iteration:
     """How this state's iterations run, after enough of them that the next one is like any other."""
     iteration = iteration_of(state)
-    for _ in range(WARM_UP + 1 if state.network.precision.cuda_graphs else 1):
+    for _ in range(settling(state)):
         iterate(state, batch, iteration)
     return iteration
-
-
-def timed_iteration(state: TrainState, batch: Batch, iteration: Iteration = run_iteration) -> float:
-    """Seconds of an iteration, the device's work included."""
-    on_gpu = state.network.precision.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize(state.network.precision.device)
-    began = time.perf_counter()
-    iterate(state, batch, iteration)
-    if on_gpu:
-        torch.cuda.synchronize(state.network.precision.device)
-    return time.perf_counter() - began

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.benchmark.clock import seconds_of
 from trainer.benchmark.hardware import hardware, versions
-from trainer.benchmark.iteration import NEVER, fresh_state, random_batch, ready, timed_iteration
+from trainer.benchmark.iteration import NEVER, fresh_state, iterate, random_batch, ready
 from trainer.benchmark.peak_memory import peak_memory_mb
 from trainer.config import Config
 from trainer.learning.meta_gradient import MetaConfig
 from trainer.learning.precision import PrecisionConfig, resolve_precision
+from trainer.recipes.catalogue import classes_of
 
 INTERVALS = (1, 10, 100)
 WAYS: dict[str, dict[str, Any]] = {
@@ -65,9 +67,9 @@ def benchmark_step(
     device = device or torch.device("cpu")
     if num_images < 4 or num_images % 2:
         raise ValueError(f"--batch is {num_images}; give an even number of at least 4: an iteration trains two halves")
-    num_classes = config.model.num_classes or 100
+    num_classes = classes_of(config)
     sides, left_out = _sides(config, num_images, with_compile, device)
-    runners: dict[str, tuple[Side, Callable[[], float], float | None]] = {}
+    runners: dict[str, tuple[Side, Callable[[], None], float | None]] = {}
     for side in sides:
         label = _label(side)
         progress(f"{label}: warm-up")
@@ -76,12 +78,12 @@ def benchmark_step(
         iteration = ready(state, batch)
         progress(f"{label}: memory")
         memory = peak_memory_mb(side.config, num_images, num_classes, device)
-        runners[label] = (side, partial(timed_iteration, state, batch, iteration), memory)
+        runners[label] = (side, partial(iterate, state, batch, iteration), memory)
     seconds: dict[str, list[float]] = {label: [] for label in runners}
     for done in range(rounds):
         progress(f"round {done + 1} of {rounds}")
         for label in list(runners) if done % 2 == 0 else list(runners)[::-1]:
-            seconds[label].append(runners[label][1]())
+            seconds[label].append(seconds_of(runners[label][1], device))
     rows = list(_rows(runners, {label: np.array(s) for label, s in seconds.items()}, num_images))
     return {
         "rows": rows,
@@ -154,7 +156,7 @@ def _label(side: Side) -> str:
 
 
 def _rows(
-    runners: dict[str, tuple[Side, Callable[[], float], float | None]], seconds: dict[str, np.ndarray], num_images: int
+    runners: dict[str, tuple[Side, Callable[[], None], float | None]], seconds: dict[str, np.ndarray], num_images: int
 ) -> Iterator[dict[str, Any]]:
     for label, (side, _, memory) in runners.items():
         for interval in INTERVALS if side.meta else (None,):

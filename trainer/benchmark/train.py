@@ -15,10 +15,11 @@ import torch
 from dataloading.batch import Batch
 from dataloading.datasets.open import ImageSet
 from dataloading.loader import train_loader
+from trainer.benchmark.clock import synchronize
 from trainer.benchmark.hardware import hardware, versions
 from trainer.benchmark.iteration import fresh_state, iterate, random_batch
 from trainer.config import Config
-from trainer.learning.graphs import WARM_UP, Iteration, iteration_of
+from trainer.learning.graphs import Iteration, iteration_of, settling
 from trainer.learning.precision import PrecisionConfig
 from trainer.learning.state import TrainState
 
@@ -137,11 +138,11 @@ def _timed(
     """(images per second, share of the time spent on getting batches) over whole meta intervals, after a warm-up."""
     device = state.network.precision.device
     _to_next_interval(state, config.meta.interval)
-    for _ in range(WARM_UP + 1 if state.network.precision.cuda_graphs else 1):
+    for _ in range(settling(state)):
         for _ in range(2):  # the first has a meta step, the second one only where every iteration has
             iterate(state, next(batches), iteration)
         _to_next_interval(state, config.meta.interval)
-    _synchronize(device)
+    synchronize(device)
     waited, num_iterations, began = 0.0, 0, time.perf_counter()
     while (elapsed := time.perf_counter() - began) < seconds or num_iterations % config.meta.interval:
         asked = time.perf_counter()
@@ -150,15 +151,10 @@ def _timed(
         iterate(state, batch, iteration)
         num_iterations += 1
         if num_iterations % config.meta.interval == 0:
-            _synchronize(device)  # the clock that ends the loop must see the work done
+            synchronize(device)  # the clock that ends the loop must see the work done
     return num_iterations * 2 * update_batch / elapsed, waited / elapsed
 
 
 def _to_next_interval(state: TrainState, interval: int) -> None:
     while state.progress.iteration % interval:
         state.advance()
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

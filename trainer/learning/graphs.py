@@ -53,7 +53,7 @@ class GraphedIteration:
         device = state.network.precision.device
         self._record = record or _Recorder(device)
         self._device, self._seen = device, Counter[bool]()
-        self._warm_up = WARM_UP if world_size() == 1 else WARM_UP_RANKS
+        self._warm_up = _warm_up()
         self._graphs: dict[bool, _Graph] = {}
 
     def __call__(
@@ -89,6 +89,16 @@ class GraphedIteration:
 def iteration_of(state: TrainState) -> Iteration:
     """How this state's iterations run: one by one, or as graphs."""
     return GraphedIteration(state) if state.network.precision.cuda_graphs else run_iteration
+
+
+def settling(state: TrainState) -> int:
+    """Iterations of a kind, with a meta step or without, until the next one of that kind is like any other: the first
+    makes state and loads kernels, and graphs are recorded in the last."""
+    return _warm_up() + 1 if state.network.precision.cuda_graphs else 1
+
+
+def _warm_up() -> int:
+    return WARM_UP if world_size() == 1 else WARM_UP_RANKS
 
 
 @functools.cache

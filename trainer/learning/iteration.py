@@ -31,8 +31,8 @@ class HalfStep:
 def run_iteration(
     state: TrainState, batch: Batch, meta_clock: Callable[[], AbstractContextManager] = nullcontext
 ) -> list[HalfStep]:
-    """Both halves' steps of a batch that is ready for the net. Nothing here waits for the device, and nothing but
-    `state.progress` says to the host what was done: that is the caller's, once an iteration.
+    """Both halves' steps of a batch that is ready for the net. Nothing here waits for a GPU, and nothing is counted on
+    the host, where a replay would not come by: `state.advance` and what is kept of the results are the caller's.
 
     meta_clock  context of every meta step, to time it
     """

@@ -12,6 +12,7 @@ from trainer.recipes.long_tail import long_tail_recipes
 from trainer.settings import nearest
 
 BASELINE = "-baseline"
+_CLASSES = {"imagenet": 1000, "cifar100": 100, "cifar10": 10, "demo": 14}  # of what a recipe is published for
 
 _WEIGHTED: dict[str, Callable[[], Config]] = {
     "demo": demo.demo,
@@ -46,6 +47,11 @@ def recipe(name: str) -> Config:
         unweighted = dataclasses.replace(config.sample_weights, enabled=False)
         config = dataclasses.replace(config, sample_weights=unweighted)
     return config
+
+
+def classes_of(config: Config) -> int:
+    """Number of classes where no data says it: as set, else of what the recipe is published for."""
+    return config.model.num_classes or _CLASSES[config.recipe.split("-")[0]]
 
 
 def describe(name: str) -> str:

@@ -191,11 +191,6 @@ def _over(costs: np.ndarray) -> Callable[[Run], float]:
     return lambda run: float(np.mean(top1_at(run.curve, costs)))
 
 
-def write_comparison(folders: Sequence[Path], page: Path) -> Path:
-    """Write `page` (and its figures beside it, as PNG); the page's path. ValueError as `compare` raises it."""
-    return write_page(compare(folders), page)
-
-
 def write_page(found: Comparison, page: Path) -> Path:
     """Write the comparison as `page` (and its figures beside it, as PNG); the page's path."""
     accuracy, learning = accuracy_over_cost(found), learning_curves(found)

@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.models.cost import exit_costs, fvcore_costs
+from trainer.recipes.catalogue import classes_of
 from trainer.reporting.published import published_costs
 
 NOTE = (
@@ -13,12 +14,11 @@ NOTE = (
     "free; cumulative over every block and every classifier up to the exit. fvcore counts convolutions and linear "
     "layers without bias alone: the difference is ReLU, pooling and the linear biases."
 )
-DEFAULT_CLASSES = {"imagenet": 1000, "cifar100": 100, "cifar10": 10, "demo": 14}
 
 
 def cost_table(config: Config) -> dict[str, Any]:
     """{"recipe", "exits": [...]} of a recipe with the number of classes of its published form."""
-    num_classes = config.model.num_classes or DEFAULT_CLASSES[config.recipe.split("-")[0]]
+    num_classes = classes_of(config)
     size = config.data.image_size
     costs = exit_costs(config.model, num_classes, size)
     checked = fvcore_costs(config.model, num_classes, size)

@@ -113,13 +113,12 @@ def _load_optimizer(
         shape = () if key == "step" else parameter.shape
         if key not in known or value.shape != shape or not value.dtype.is_floating_point:
             raise ValueError(f"the checkpoint's {full} is nothing that {type(optimizer).__name__} keeps")
-        # Adam counts its steps on the CPU, fused beside the parameter; what is as large as the parameter lies there
-        # too, in its memory layout.
-        beside = torch.empty_like(parameter)
+        # What is as large as the parameter lies beside it, in its memory layout. Adam counts its steps on the CPU, and
+        # fused Adam beside the parameter too.
+        like: Tensor = parameter
         if key == "step":
-            fused = optimizer.param_groups[0].get("fused")
-            beside = torch.empty_like(value, device=parameter.device if fused else "cpu")
-        optimizer.state[parameter][key] = beside.detach().copy_(value)
+            like = value.to(parameter.device if optimizer.param_groups[0].get("fused") else "cpu")
+        optimizer.state[parameter][key] = torch.empty_like(like).detach().copy_(value)
     for slots in optimizer.state.values():
         if set(slots) != known:
             missing = sorted(known - set(slots))

@@ -28,7 +28,7 @@ def test_both_sides_are_the_same_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(prometheus.Exporter, "close", close)
     model = ModelConfig(num_exits=2, num_classes=0, first_channels=8, growth=4, classifier_channels=16)
-    config = dataclasses.replace(demo(), model=model, meta=MetaConfig(interval=3))
+    config = dataclasses.replace(demo(), recipe="demo", model=model, meta=MetaConfig(interval=3))
     found = benchmark_exporter(config, num_images=8, rounds=4, seconds=0.01, every=0.05)
     assert found["iterations"] % 3 == 0
     blocks = listened[1:]  # the first one only looked for a free port

@@ -95,7 +95,7 @@ def test_sides_take_turns_and_timed_runs_alone_make_the_figures(monkeypatch: pyt
         order.append(run)
         return float(order.count(run))
 
-    monkeypatch.setattr(inference, "_timed", timed)
+    monkeypatch.setattr(inference, "seconds_of", timed)
     rows = benchmark_inference(tiny(), num_images=2, num_batches=1, budgets=(1.0,), rounds=3)["rows"]
     n = len(rows)
     assert order[:n] == order[n : 2 * n][::-1] == order[2 * n :]

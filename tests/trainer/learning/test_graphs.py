@@ -21,7 +21,7 @@ from trainer.learning.optim import OptimConfig
 from trainer.learning.precision import PrecisionConfig, resolve_precision
 from trainer.learning.sample_weights import SampleWeightsConfig
 from trainer.learning.state import Progress, TrainState
-from trainer.models.config import ModelConfig, msdnet_cifar
+from trainer.models.config import ModelConfig, msdnet_cifar, ranet_cifar
 from trainer.run import build, snapshot
 from trainer.run.build import build_state
 from trainer.run.distributed import Ranks
@@ -29,16 +29,14 @@ from trainer.telemetry.window import Window
 
 CPU = torch.device("cpu")
 MSDNET = dataclasses.replace(msdnet_cifar(2), first_channels=4, growth=4, classifier_channels=8)
-RANET = ModelConfig(
-    net="ranet",
+RANET = dataclasses.replace(
+    ranet_cifar("c1"),
     num_exits=2,
-    first_channels=4,
-    growth=4,
-    growth_factors=(2, 1),
-    bottleneck_factors=(2, 1),
-    classifier_channels=4,
     scales=(1, 2),
     blocks=(1, 2),
+    growth_factors=(2, 1),
+    bottleneck_factors=(2, 1),
+    growth=4,
 )
 
 

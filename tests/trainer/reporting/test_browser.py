@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from trainer.config import resolve, write_config
-from trainer.reporting.comparison import write_comparison
+from trainer.reporting.comparison import compare, write_page
 from trainer.reporting.report import write_report
 from trainer.telemetry.prometheus import TelemetryConfig
 from trainer.telemetry.telemetry import Telemetry
@@ -117,7 +117,7 @@ def test_the_report_is_whole(chromium: str, report_page: Path, tmp_path: Path, w
 
 @pytest.mark.parametrize("width", [390, 1440])
 def test_runs_side_by_side_are_whole(chromium: str, report_page: Path, tmp_path: Path, width: int) -> None:
-    page = write_comparison([report_page.parent, report_page.parent], tmp_path / "comparison.html")
+    page = write_page(compare([report_page.parent, report_page.parent]), tmp_path / "comparison.html")
     seen, console = browse(chromium, page.read_text(), width, tmp_path)
     assert (console, seen["asked"]) == ([], [])
     assert seen["needed"] <= width, f"the page scrolls sideways: {seen['wide']}"

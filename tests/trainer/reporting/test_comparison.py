@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from trainer.config import resolve, write_config
-from trainer.reporting.comparison import compare, write_comparison
+from trainer.reporting.comparison import compare, write_page
 
 OFF = "sample_weights.enabled=false"
 STRAIGHT = ((1e6, 50.0), (2e6, 60.0))  # a budgeted curve
@@ -65,7 +65,7 @@ def test_seeds_are_one_row_with_mean_and_spread(tmp_path: Path) -> None:
         run(tmp_path / "w0", [52.0, 66.0], "seed=0"),
         run(tmp_path / "b1", [54.0, 62.0], OFF, "seed=1"),
     ]
-    page = write_comparison(runs, tmp_path / "page" / "both.html")
+    page = write_page(compare(runs), tmp_path / "page" / "both.html")
     text = text_of(page)
     # t(0.975, 1) = 12.7062, of the standard deviation over the root of 2
     assert "enabled False 2 52.00 &plusmn; 2.83 [26.59, 77.41] 61.00 &plusmn; 1.41 [48.29, 73.71]" in text
@@ -92,13 +92,13 @@ def test_same_seeds_are_paired(two_groups: list[Path], tmp_path: Path) -> None:
     assert row.budgeted is not None
     assert row.budgeted.mean == pytest.approx(1.5), "every curve is moved as its first exit is"
     assert row.budgeted.margin == pytest.approx(first.margin)
-    page = write_comparison(two_groups, tmp_path / "c.html")
+    page = write_page(compare(two_groups), tmp_path / "c.html")
     text = text_of(page)
     minus = "minus sample_weights.enabled False 4 pairs +1.50 [+0.58, +2.42] +0.12 [-1.64, +1.89] within chance +1.50"
     assert minus in text
     assert "over 1 to 2 M Mul-Adds" in text
     assert re.findall('class="(up|down)">([^<]*)', page.read_text()) == [("up", "+1.50"), ("up", "+1.50")]
-    reverse = write_comparison(two_groups[::-1], tmp_path / "r.html").read_text()
+    reverse = write_page(compare(two_groups[::-1]), tmp_path / "r.html").read_text()
     assert re.findall('class="(up|down)">([^<]*)', reverse) == [("down", "-1.50"), ("down", "-1.50")]
 
 
@@ -127,7 +127,7 @@ def test_a_seed_that_comes_twice_has_no_interval(tmp_path: Path) -> None:
     assert [exit_.margin for exit_ in found.groups[0].exits()] == [None, None]
     assert found.groups[1].exits()[0].margin == pytest.approx(4.302653 / 3**0.5)
     assert found.differences[0].exits[0].margin is None
-    assert "one seed twice" in text_of(write_comparison(runs, tmp_path / "c.html"))
+    assert "one seed twice" in text_of(write_page(compare(runs), tmp_path / "c.html"))
 
 
 def test_budgeted_curves_are_read_where_every_run_has_one(tmp_path: Path) -> None:
@@ -152,15 +152,15 @@ def test_budgeted_curves_are_read_where_every_run_has_one(tmp_path: Path) -> Non
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     good = run(tmp_path / "good", [50.0, 60.0])
     with pytest.raises(ValueError, match="other numbers"):
-        write_comparison([good, run(tmp_path / "three", [1.0, 2.0, 3.0])], tmp_path / "page.html")
+        write_page(compare([good, run(tmp_path / "three", [1.0, 2.0, 3.0])]), tmp_path / "page.html")
     with pytest.raises(ValueError, match="is no run folder"):
-        write_comparison([good, tmp_path / "none"], tmp_path / "page.html")
+        write_page(compare([good, tmp_path / "none"]), tmp_path / "page.html")
     raw = run(tmp_path / "raw", [1.0, 2.0])
     (raw / "evaluation.json").unlink()
-    assert write_comparison([good, raw], tmp_path / "page.html"), "the log's newest evaluation"
+    assert write_page(compare([good, raw]), tmp_path / "page.html"), "the log's newest evaluation"
     (raw / "log.jsonl").unlink()
     with pytest.raises(ValueError, match=f"run earlybird evaluate {raw}"):
-        write_comparison([good, raw], tmp_path / "page.html")
+        write_page(compare([good, raw]), tmp_path / "page.html")
 
 
 def test_the_command(earlybird: Any, tmp_path: Path) -> None:
