@@ -18,21 +18,31 @@ def lookahead(
     nesterov: bool,
     dampening: float = 0.0,
 ) -> list[Tensor]:
-    """theta' of METHOD: training, meta update step 2; out of place and differentiable in params, grads and lr."""
-    directions = list(grads)
-    if weight_decay:
-        directions = list(torch._foreach_add(directions, list(params), alpha=weight_decay))
-    steps = directions
-    if momentum:
-        steps = list(directions)  # a parameter without a buffer yet starts it: m = d
-        held = [i for i, buffer in enumerate(momentum_buffers) if buffer is not None]
-        if held:
-            decayed = torch._foreach_mul([b for b in momentum_buffers if b is not None], momentum)
-            moved = torch._foreach_add(decayed, [directions[i] for i in held], alpha=1 - dampening)
-            for i, buffer in zip(held, moved, strict=True):
-                steps[i] = buffer
+    """theta' of METHOD: training, meta update step 2; out of place and differentiable in params, grads and lr.
+
+    theta' is linear in parameter, gradient and buffer: summed up in memory of its own, one pass for each.
+    """
+    ahead: list[Tensor] = list(params)
+    held = {i: buffer for i, buffer in enumerate(momentum_buffers) if momentum and buffer is not None}
+    fresh = [i for i in range(len(ahead)) if i not in held]  # m = d
+    for places, buffers in ((list(held), list(held.values())), (fresh, [])):
+        if not places:
+            continue
+        thetas, gradients = [params[i] for i in places], [grads[i] for i in places]
+        of_direction, of_buffer = (1.0 - dampening if buffers else 1.0), momentum
         if nesterov:
-            steps = list(torch._foreach_add(directions, steps, alpha=momentum))
-    if isinstance(lr, Tensor):
-        return list(torch._foreach_sub(list(params), torch._foreach_mul(steps, lr)))
-    return list(torch._foreach_add(list(params), steps, alpha=-lr))
+            of_direction, of_buffer = 1.0 + momentum * of_direction, momentum * momentum
+        if isinstance(lr, Tensor):
+            steps = torch._foreach_mul(gradients, of_direction)
+            torch._foreach_add_(steps, thetas, alpha=of_direction * weight_decay)
+            if buffers:
+                torch._foreach_add_(steps, buffers, alpha=of_buffer)
+            moved = torch._foreach_sub(thetas, torch._foreach_mul(steps, lr))
+        else:
+            moved = torch._foreach_mul(thetas, 1.0 - lr * of_direction * weight_decay)
+            torch._foreach_add_(moved, gradients, alpha=-lr * of_direction)
+            if buffers:
+                torch._foreach_add_(moved, buffers, alpha=-lr * of_buffer)
+        for i, theta in zip(places, moved, strict=True):
+            ahead[i] = theta
+    return ahead

@@ -107,10 +107,24 @@ def _keep_max_pool(x: Tensor, y: Tensor) -> Kept:
 
 def _conv(leaf: nn.Conv2d, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
     """y' = conv(x, W') + conv(t, W): two convolutions, since one over concatenated channels copies x and t first."""
-    moved = F.conv2d(kept["x"], moves["weight"], moves.get("bias"), leaf.stride, leaf.padding, leaf.dilation)
+    x, bias = kept["x"], moves.get("bias")
+    if t is not None and bias is None and leaf.kernel_size == leaf.stride == (1, 1) and leaf.padding == (0, 0):
+        return _pointwise(x, moves["weight"], t, at["weight"])
+    moved = F.conv2d(x, moves["weight"], bias, leaf.stride, leaf.padding, leaf.dilation)
     if t is None:
         return moved
     return moved.add_(F.conv2d(t, at["weight"], None, leaf.stride, leaf.padding, leaf.dilation))
+
+
+def _pointwise(x: Tensor, moves: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+    """The same for 1x1 convolutions: a matrix product that the second adds itself to, no pass over memory between."""
+    n, C, H, W = x.shape
+    a, b = (w.to(x.dtype).flatten(1) for w in (moves, weight))  # [out, C]
+    if all(z.is_contiguous(memory_format=torch.channels_last) for z in (x, t)):
+        rows, turned = (z.permute(0, 2, 3, 1).reshape(-1, C) for z in (x, t))
+        return torch.mm(rows, a.T).addmm_(turned, b.T).view(n, H, W, -1).permute(0, 3, 1, 2)
+    a, b = (w.expand(n, -1, -1) for w in (a, b))
+    return torch.bmm(a, x.flatten(2)).baddbmm_(b, t.flatten(2)).view(n, -1, H, W)
 
 
 def _linear(_: nn.Linear, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
@@ -141,9 +155,9 @@ def _batch_norm(leaf: nn.BatchNorm1d | nn.BatchNorm2d, kept: Kept, at: Kept, mov
         _, along_xhat, along_one = torch.ops.aten.native_batch_norm_backward(
             t, x, at["weight"], None, None, mean, invstd, True, leaf.eps, [False, True, True]
         )
-        slope_t = at["weight"] * invstd
-        slope_x = (moves["weight"] - slope_t * along_xhat * (t.shape[1] / t.numel())) * invstd
-        offset = moves["bias"] - slope_t * along_one * (t.shape[1] / t.numel()) - slope_x * mean
+        slope_t, mean_of = at["weight"] * invstd, -t.shape[1] / t.numel()
+        slope_x = torch.addcmul(moves["weight"], slope_t, along_xhat, value=mean_of).mul_(invstd)
+        offset = torch.addcmul(moves["bias"], slope_t, along_one, value=mean_of).addcmul_(slope_x, mean, value=-1)
     else:
         assert leaf.running_mean is not None
         assert leaf.running_var is not None
@@ -155,7 +169,10 @@ def _batch_norm(leaf: nn.BatchNorm1d | nn.BatchNorm2d, kept: Kept, at: Kept, mov
     return torch.addcmul(offset, x, slope_x).addcmul_(t, slope_t)
 
 
-def _relu(_: nn.ReLU, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+def _relu(leaf: nn.ReLU, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+    if leaf.inplace:  # then nobody else reads the tangent of its input either
+        assert t is not None
+        return torch.ops.aten.threshold_backward.grad_input(t, kept["y"], 0, grad_input=t)
     return torch.ops.aten.threshold_backward(t, kept["y"], 0)
 
 
