@@ -120,7 +120,8 @@ def build_sgd(
 
         return FusedSGD(parameters, **settings)
     # Fused, a step that must be left out is left out without asking the GPU for the reason.
-    return torch.optim.SGD(parameters, fused=True, **settings)
+    fused = rate_on_device or all(parameter.is_cuda for parameter in parameters)
+    return torch.optim.SGD(parameters, fused=fused, foreach=not fused, **settings)
 
 
 def build_adam(
