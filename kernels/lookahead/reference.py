@@ -20,7 +20,8 @@ def lookahead(
 ) -> list[Tensor]:
     """theta' of METHOD: training, meta update step 2; out of place and differentiable in params, grads and lr.
 
-    theta' is linear in parameter, gradient and buffer: summed up in memory of its own, one pass for each.
+    theta' is linear in parameter, gradient and buffer: summed up in memory of its own, by a number as rate in one pass
+    for each of the three.
     """
     ahead: list[Tensor] = list(params)
     held = {i: buffer for i, buffer in enumerate(momentum_buffers) if momentum and buffer is not None}

@@ -119,7 +119,11 @@ def _load_optimizer(
         if key == "step":
             like = value.to(parameter.device if optimizer.param_groups[0].get("fused") else "cpu")
         optimizer.state[parameter][key] = torch.empty_like(like).detach().copy_(value)
-    for slots in optimizer.state.values():
-        if set(slots) != known:
-            missing = sorted(known - set(slots))
-            raise ValueError(f"the checkpoint lacks {missing[0]} of {prefix}: it is no state that training wrote")
+    if optimizer.state:  # training writes none of it, or all
+        named = {parameter: name for name, parameter in parameters.items()}
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            missing = sorted(known - set(optimizer.state.get(parameter, {})))
+            if missing:
+                raise ValueError(
+                    f"the checkpoint lacks {prefix}.{missing[0]}.{named[parameter]}: it is no state that training wrote"
+                )

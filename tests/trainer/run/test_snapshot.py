@@ -84,6 +84,22 @@ def test_a_fresh_state_has_no_momentum_to_restore() -> None:
 
 
 @pytest.mark.parametrize(
+    "lacking", ["optimizer.momentum_buffer", "weight_net_optimizer.exp_avg", "weight_net_optimizer"]
+)
+def test_an_optimizer_that_knows_some_parameters_only_is_refused(lacking: str) -> None:
+    """A fused step would find no memory for the one, where others start it anew without a word."""
+    tensors, values = snapshot.take(moved(state_of()))
+    prefix = lacking.partition(".")[0]
+    held = [name for name in tensors if name.startswith(f"{prefix}.")]
+    parameter = max(held, key=len).split(".", 2)[2]
+    for name in held:
+        if name.startswith(f"{lacking}.") and name.endswith(f".{parameter}"):
+            del tensors[name]
+    with pytest.raises(ValueError, match=rf"the checkpoint lacks {prefix}\.\w+\.{parameter}: it is no state"):
+        snapshot.restore(state_of(), tensors, values)
+
+
+@pytest.mark.parametrize(
     ("other", "said"),
     [
         ({"model": dataclasses.replace(MODEL, growth=6)}, r"has shape .*, the net's .*another net"),
