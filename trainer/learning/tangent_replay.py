@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from trainer.models.equilibrium import GradientScale
 
@@ -33,19 +31,15 @@ class Tape:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Every leaf that runs inside keeps its part (each may run once)."""
-        handles: list[RemovableHandle] = [
-            leaf.register_forward_hook(self._keep) for leaf in self.module.modules() if type(leaf) in RULES
-        ]
-        try:
+        with _running({leaf: partial(self._keep, leaf) for leaf in self.module.modules() if type(leaf) in RULES}):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _keep(self, leaf: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def _keep(self, leaf: nn.Module, x: Tensor) -> Tensor:
         if leaf in self.kept:
             raise RuntimeError(f"a {type(leaf).__name__} runs twice in one forward; it cannot be replayed")
-        self.kept[leaf] = RULES[type(leaf)][0](inputs[0], output)
+        y = type(leaf).forward(leaf, x)
+        self.kept[leaf] = RULES[type(leaf)][0](x, y)
+        return y
 
     def replay(
         self, images: Tensor, parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]
@@ -56,16 +50,26 @@ class Tape:
                                moved meanwhile. Call without grad.
         """
         zero = images.new_zeros(()).expand(images.shape)  # the images do not move; no memory behind it
-        leaves = {leaf: name for name, leaf in self.module.named_modules() if leaf in self.kept}
-        try:
-            for leaf, name in leaves.items():
+        forwards: dict[nn.Module, Callable[..., Tensor]] = {}
+        for name, leaf in self.module.named_modules():
+            if leaf in self.kept:
                 own = [key for key, _ in leaf.named_parameters(recurse=False)]
                 at, moves = ({key: values[f"{name}.{key}"] for key in own} for values in (parameters, direction))
-                leaf.forward = partial(_follow, RULES[type(leaf)][1], leaf, self.kept[leaf], at, moves, zero)
+                forwards[leaf] = partial(_follow, RULES[type(leaf)][1], leaf, self.kept[leaf], at, moves, zero)
+        with _running(forwards):
             return self.module(zero)
-        finally:
-            for leaf in leaves:
-                del leaf.forward
+
+
+@contextmanager
+def _running(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+    """These modules run something else inside. (A forward hook takes longer to call than some of them to run.)"""
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module in forwards:
+            module.__dict__.pop("forward", None)
 
 
 def replayable(module: nn.Module) -> str:
