@@ -56,11 +56,11 @@ def loader(
     from dataloading.loader_profile import profile_loader
     from dataloading.stream import check_batch
     from trainer.config import resolve
-    from trainer.run.distributed import choose_device
+    from trainer.run.distributed import take_device
     from trainer.telemetry.progress_bar import ProgressBar
 
     config = resolve(recipe, with_data(data, settings))
-    chosen = choose_device(device, 0)
+    chosen = take_device(device, 0)
     if config.data.source == "synthetic":
         raise ValueError("data.source is synthetic: there is nothing to load; give --data PATH or the recipe demo")
     with closing(ProgressBar()) as progress:
@@ -145,9 +145,9 @@ def _show_loader(result: dict[str, Any]) -> None:
 def kernels(device: Device = "auto", rounds: Rounds = 20, as_json: AsJson = False) -> None:
     """Time of each operation: as separate torch operations, by its reference and, on a GPU, by its kernel."""
     from kernels.bench import benchmark_kernels
-    from trainer.run.distributed import choose_device
+    from trainer.run.distributed import take_device
 
-    rows = benchmark_kernels(choose_device(device, 0), rounds)
+    rows = benchmark_kernels(take_device(device, 0), rounds)
     if as_json:
         print(json.dumps({"rows": [asdict(row) | {"gigabytes_per_second": row.gigabytes_per_second} for row in rows]}))
         return
@@ -185,9 +185,9 @@ def step(
     from trainer.benchmark.step import benchmark_step
     from trainer.config import resolve
     from trainer.reporting.plots import write_png
-    from trainer.run.distributed import choose_device
+    from trainer.run.distributed import take_device
 
-    config, chosen, errors = resolve(recipe, settings or []), choose_device(device, 0), Console(stderr=True)
+    config, chosen, errors = resolve(recipe, settings or []), take_device(device, 0), Console(stderr=True)
     num_images = batch or (64 if chosen.type == "cpu" else 2 * config.optim.update_batch)
     with errors.status("starting") as status:
         result = benchmark_step(
@@ -247,10 +247,10 @@ def end_to_end(
     from trainer.benchmark.train import benchmark_train
     from trainer.config import resolve
     from trainer.reporting.plots import write_png
-    from trainer.run.distributed import choose_device
+    from trainer.run.distributed import take_device
     from trainer.telemetry.progress_bar import ProgressBar
 
-    config, chosen, errors = resolve(recipe, with_data(data, settings)), choose_device(device, 0), Console(stderr=True)
+    config, chosen, errors = resolve(recipe, with_data(data, settings)), take_device(device, 0), Console(stderr=True)
     with closing(ProgressBar()) as bar:
         images = open_dataset(config.data, config.seed, progress=bar)
     num_images = batch or (64 if chosen.type == "cpu" else 2 * config.optim.update_batch)

@@ -24,9 +24,9 @@ def exporter(
     """Images per second of the training loop with the metrics endpoint, scraped, and without it, in turns."""
     from trainer.benchmark.exporter import benchmark_exporter
     from trainer.config import resolve
-    from trainer.run.distributed import choose_device
+    from trainer.run.distributed import take_device
 
-    config, chosen = resolve(recipe, settings or []), choose_device(device, 0)
+    config, chosen = resolve(recipe, settings or []), take_device(device, 0)
     with Console(stderr=True).status("starting") as status:
         found = benchmark_exporter(
             config,

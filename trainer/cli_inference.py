@@ -37,9 +37,9 @@ def predict(
     from trainer.evaluation import predict as prediction
     from trainer.evaluation.trained_net import read_trained_net
     from trainer.models.fold import inference_dtype
-    from trainer.run.distributed import choose_device
+    from trainer.run.distributed import take_device
 
-    trained = read_trained_net(run, choose_device(device, 0))
+    trained = read_trained_net(run, take_device(device, 0))
     thresholds, meaning = prediction.thresholds_of(run, trained, budget, threshold)
     said = prediction.predict(trained, images, thresholds, batch=batch, dtype=inference_dtype(dtype), compiled=compiled)
     console, unreadable, rows = Console(highlight=False, soft_wrap=True), 0, []
@@ -87,10 +87,10 @@ def inference(
     from trainer.config import resolve
     from trainer.models.fold import inference_dtype
     from trainer.reporting.plots import write_png
-    from trainer.run.distributed import choose_device
+    from trainer.run.distributed import take_device
 
     inference_dtype(dtype)
-    config, ratios, chosen = resolve(recipe, settings or []), exit_ratios(budgets), choose_device(device, 0)
+    config, ratios, chosen = resolve(recipe, settings or []), exit_ratios(budgets), take_device(device, 0)
     with Console(stderr=True).status("starting") as status:
         found = benchmark_inference(
             config,

@@ -6,7 +6,6 @@ was resident before it, plus the state's own bytes: so the interpreter, the libr
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dataloading.heap import trim_heap
 from trainer.benchmark.iteration import fresh_state, iterate, random_batch, ready
 from trainer.config import Config, to_dict
 from trainer.learning.state import TrainState
@@ -47,7 +47,7 @@ def _measure(config: Config, num_images: int, num_classes: int, device: torch.de
         torch.cuda.reset_peak_memory_stats(device)
         iterate(state, batch, iteration)
         return torch.cuda.max_memory_allocated(device) / 1e6
-    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory for itself until asked
+    trim_heap()
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here (Linux, proc(5))
     iterate(state, batch, iteration)

@@ -22,7 +22,7 @@ from trainer.doctor.machine import machine
 from trainer.doctor.network import between_ranks, ports
 from trainer.doctor.run_folder import run_folder
 from trainer.doctor.software import software
-from trainer.run.distributed import Ranks, choose_device, process_group
+from trainer.run.distributed import Ranks, process_group, take_device
 from trainer.run.folder import private_files
 
 _MEETING_SECONDS = 60.0  # ranks that have not met by then do not
@@ -58,7 +58,7 @@ def examine(config: Config, asked: Asked, told: Callable[[str], None] = lambda w
     Raises ValueError for a target or a device that there is none of: nothing is examined then.
     """
     cluster = target_of(asked.target) if asked.target else None
-    device = choose_device("cpu" if asked.device == "cuda" and not torch.cuda.is_available() else asked.device, 0)
+    device = take_device("cpu" if asked.device == "cuda" and not torch.cuda.is_available() else asked.device, 0)
     found: list[Finding] = []
     if cluster is not None:
         told(asked.target)

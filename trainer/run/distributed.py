@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from dataloading.heap import keep_heap
+
 T = TypeVar("T")
 _RECORDED = "2000"  # collective calls that torch's flight recorder remembers
 
@@ -50,8 +52,11 @@ class Ranks:
         return [item for part in lists for item in part]
 
 
-def choose_device(name: str, local_rank: int) -> torch.device:
-    """The device of `auto | cpu | cuda`; ValueError where cuda is asked for and there is none."""
+def take_device(name: str, local_rank: int) -> torch.device:
+    """The device of `auto | cpu | cuda`, for this process to work on: a CPU's heap keeps what is freed from now on.
+
+    Raises ValueError where cuda is asked for and there is none.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "--device is cuda, but torch sees no GPU here (torch.cuda.is_available() is False); use --device cpu, or "
@@ -64,6 +69,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
                 f"torchrun with --nproc-per-node={torch.cuda.device_count()}"
             )
         return torch.device("cuda", local_rank)
+    keep_heap()
     return torch.device("cpu")
 
 
@@ -77,7 +83,7 @@ def process_group(device: str, timeout_seconds: float = 600.0, record_in: Path |
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = choose_device(device, local_rank)
+    chosen = take_device(device, local_rank)
     ranks = Ranks(
         rank=int(os.environ.get("RANK", "0")),
         world_size=world_size,
