@@ -5,13 +5,13 @@ On one batch later blocks see ever fewer images, which costs more an image. Here
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trainer.evaluation.early_exit import Answers, at_exit, check_thresholds, each_once, rows_of
+from trainer.evaluation.early_exit import Answers, at_exit, check_thresholds, each_once
 from trainer.models.multi_exit import MultiExitNet
 
 Answered = tuple[Tensor, Answers]  # [m] int64 positions in the stream, on the images' device, and what the net says
@@ -38,20 +38,72 @@ def answer_stream(
 
 @dataclass(frozen=True)
 class _Group:
-    """Images that wait together: positions [m], what the next block reads of them, and their logits at the exit before
+    """Images that run together: positions [m], what the next block reads of them, and their logits at the exit before
     (None before the first one)."""
 
     positions: Tensor
     features: list[Tensor]
     before: Tensor | None
 
-    def cut(self, number: int) -> tuple[_Group, _Group]:
-        """The first `number` images and the others, as views."""
-        return self._part(slice(number)), self._part(slice(number, None))
+    def __len__(self) -> int:
+        return len(self.positions)
 
-    def _part(self, part: slice) -> _Group:
-        features = each_once(lambda feature: feature[part], self.features)
-        return _Group(self.positions[part], features, None if self.before is None else self.before[part])
+    def each(self, change: Callable[[Tensor], Tensor]) -> _Group:
+        """With every tensor changed."""
+        before = None if self.before is None else change(self.before)
+        return _Group(change(self.positions), each_once(change, self.features), before)
+
+
+class _Tray:
+    """Memory for one batch, used again and again; its first `filled` places are taken."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch, self.filled = batch, 0
+        self._memory: _Group | None = None
+
+    def put(self, group: _Group, rows: Tensor) -> Tensor:
+        """Copy the rows [m] of a group to the next free places; the rows for which there is none."""
+        if self._memory is None:
+            self._memory = group.each(lambda tensor: _rows_like(tensor, self._batch))
+        rows, rest = rows[: self._batch - self.filled], rows[self._batch - self.filled :]
+        places = self._memory.each(lambda tensor: tensor[self.filled : self.filled + len(rows)])
+        _write(places.positions, group.positions, rows)
+        each_once(lambda place, source: _write(place, source, rows), places.features, group.features)
+        if places.before is not None and group.before is not None:
+            _write(places.before, group.before, rows)
+        self.filled += len(rows)
+        return rest
+
+    def take(self) -> _Group:
+        """All that lies here, where it lies: to be read before anything is put here again."""
+        assert self._memory is not None
+        number, self.filled = self.filled, 0
+        return self._memory.each(lambda tensor: tensor[:number])
+
+
+class _Room:
+    """Images that wait before one block, side by side where it reads them: copied once on their way.
+
+    Two trays: what is more than a batch lies in the second one, which then is the first.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self._trays = [_Tray(batch), _Tray(batch)]
+
+    @property
+    def waiting(self) -> int:
+        return sum(tray.filled for tray in self._trays)
+
+    def put(self, group: _Group, rows: Tensor) -> None:
+        """At most a batch of a group's rows [m], into a room that holds less than a batch."""
+        for tray in self._trays:
+            if len(rows):
+                rows = tray.put(group, rows)
+
+    def take(self) -> _Group:
+        """A batch, or all where there is less, first come first served; good until as much has been put here again."""
+        self._trays.reverse()
+        return self._trays[1].take()
 
 
 class WaitingRooms:
@@ -63,40 +115,41 @@ class WaitingRooms:
         if batch < 1:
             raise ValueError(f"--batch is {batch}; give the number of images that run together, 1 or more")
         self._net, self._thresholds, self._batch = net, thresholds, batch
-        self._rooms: list[list[_Group]] = [[] for _ in range(net.num_exits)]
+        self._rooms = [_Room(batch) for _ in range(net.num_exits)]
         self._entered = 0
 
     @property
     def waiting(self) -> list[int]:
         """[K] images that wait before each block."""
-        return [sum(len(group.positions) for group in room) for room in self._rooms]
+        return [room.waiting for room in self._rooms]
 
+    @torch.inference_mode()
     def enter(self, images: Tensor) -> list[Answered]:
         """Let images [n, 3, H, W] in, and run what is full then."""
         said: list[Answered] = []
         for part in images.split(self._batch) if len(images) else ():
             positions = torch.arange(self._entered, self._entered + len(part), device=part.device)
             self._entered += len(part)
-            self._rooms[0].append(_Group(positions, [part], None))
+            self._rooms[0].put(_Group(positions, [part], None), torch.arange(len(part), device=part.device))
             while (k := self._full()) is not None:
                 said += self._run(k)
         return said
 
+    @torch.inference_mode()
     def empty(self) -> list[Answered]:
         """Run what is left: with no room full, the shallowest one, so that its images join those that wait deeper."""
         said: list[Answered] = []
-        while any(self._rooms):
+        while any(self.waiting):
             full = self._full()
-            said += self._run(next(k for k, room in enumerate(self._rooms) if room) if full is None else full)
+            said += self._run(next(k for k, number in enumerate(self.waiting) if number) if full is None else full)
         return said
 
     def _full(self) -> int | None:
         return next((k for k, number in enumerate(self.waiting) if number >= self._batch), None)
 
-    @torch.inference_mode()
     def _run(self, k: int) -> list[Answered]:
         """Block k on a batch of its room, or on all of a room that holds less: what leaves there; the rest goes on."""
-        group = self._take(k)
+        group = self._rooms[k].take()
         last = k == self._net.num_exits - 1
         features = self._net.stem(group.features[0]) if k == 0 else group.features
         features, logits = self._net.step(k, features, group.before)
@@ -104,40 +157,32 @@ class WaitingRooms:
         leaves = said.confidences >= self._thresholds[k]
         num_left = len(logits) if last else int(leaves.sum())
         if num_left == len(logits):
-            return [(group.positions, said)]
+            return [(group.positions.clone(), said)]
+        self._rooms[k + 1].put(_Group(group.positions, features, logits), (~leaves).nonzero()[:, 0])
         if not num_left:
-            self._rooms[k + 1].append(_Group(group.positions, features, logits))
             return []
-        gone, stay = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
-        self._rooms[k + 1].append(_Group(group.positions[stay], rows_of(features, stay), logits[stay]))
+        gone = leaves.nonzero()[:, 0]
         return [(group.positions[gone], said.of(gone))]
 
-    def _take(self, k: int) -> _Group:
-        """At most a batch of what waits before block k, first come first served."""
-        taken: list[_Group] = []
-        room, missing = self._rooms[k], self._batch
-        while room and missing:
-            group = room.pop(0)
-            if len(group.positions) > missing:
-                group, rest = group.cut(missing)
-                room.append(rest)  # the last to come is the one that is cut
-            taken.append(group)
-            missing -= len(group.positions)
-        if len(taken) == 1:
-            return taken[0]
-        return _Group(
-            torch.cat([group.positions for group in taken]),
-            each_once(lambda *parts: joined(parts), *(group.features for group in taken)),
-            torch.cat([group.before for group in taken if group.before is not None]) if k else None,
-        )
+
+def _rows_like(tensor: Tensor, number: int) -> Tensor:
+    """Memory for `number` rows like those of `tensor`, in its memory format."""
+    if _channels_last(tensor):
+        C, H, W = tensor.shape[1:]
+        return tensor.new_empty((number, H, W, C)).permute(0, 3, 1, 2)
+    return tensor.new_empty((number, *tensor.shape[1:]))
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Features [n_i, C, H, W] as one [sum n_i, C, H, W], channels-last if they are.
+def _write(place: Tensor, source: Tensor, rows: Tensor) -> Tensor:
+    """place[:] = source[rows] in one pass over memory.
 
-    torch.cat takes one channel's strides, which fit both layouts, for NCHW; seen as [n, H, W, C] nothing is left to
-    guess.
+    Channels-last memory is written as [n, H, W, C], in which nothing is left to guess: one channel's strides fit both
+    layouts.
     """
-    if all(part.is_contiguous(memory_format=torch.channels_last) for part in parts):
-        return torch.cat([part.permute(0, 2, 3, 1) for part in parts]).permute(0, 3, 1, 2)
-    return torch.cat(list(parts))
+    if _channels_last(source):
+        place, source = place.permute(0, 2, 3, 1), source.permute(0, 2, 3, 1)
+    return torch.index_select(source, 0, rows, out=place)
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainer.evaluation.early_exit import answer, in_order
-from trainer.evaluation.waiting_rooms import WaitingRooms, answer_stream, joined
+from trainer.evaluation.waiting_rooms import WaitingRooms, _Group, _Room, answer_stream
 from trainer.models.build import build_model
 from trainer.models.config import ModelConfig, msdnet_cifar, ranet_cifar
 from trainer.models.multi_exit import MultiExitNet
@@ -173,11 +173,25 @@ def test_survivors_of_two_batches_run_together() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_joined_features_keep_their_memory_format(channels: int, layout: torch.memory_format) -> None:
-    parts = [torch.randn(n, channels, 5, 5).contiguous(memory_format=layout) for n in (1, 3)]
-    whole = joined([parts[0], parts[1][1:]])
-    assert torch.equal(whole, torch.cat([parts[0], parts[1][1:]]))
-    assert whole.is_contiguous(memory_format=layout)
+def test_a_room_holds_what_was_put_there_side_by_side(channels: int, layout: torch.memory_format) -> None:
+    """In its own layout; a feature that stands twice in the list is copied once."""
+    parts = [torch.randn(n, channels, 5, 5).contiguous(memory_format=layout) for n in (2, 4)]
+    whole, before = torch.cat([parts[0][[1]], parts[1][[3, 0, 2]]]), torch.randn(4, 3)
+    groups = [_Group(torch.arange(len(x)), [x, x], before[: len(x)]) for x in parts]
+    room = _Room(3)
+    for _ in range(3):  # in the same memory
+        room.put(groups[0], torch.tensor([1]))
+        room.put(groups[1], torch.tensor([3, 0, 2]))
+        assert room.waiting == 4
+        first, rest = room.take(), room.take()
+        assert room.waiting == 0
+        assert torch.equal(torch.cat([first.features[0], rest.features[0]]), whole)
+        assert first.features[0] is first.features[1]
+        assert first.features[0].is_contiguous(memory_format=layout)
+        assert first.positions.tolist() == [1, 3, 0]
+        assert rest.positions.tolist() == [2]
+        assert first.before is not None
+        assert torch.equal(first.before, before[[1, 3, 0]])
 
 
 def test_what_waits_stays_channels_last() -> None:
