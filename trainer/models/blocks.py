@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from trainer.models.compiled_layers import convolution, max_pool, norm_relu
+
 
 def concatenated(parts: Sequence[Tensor]) -> Tensor:
     """Parts [B, C_i, H, W] along their channels, channels-last if they are.
@@ -40,7 +42,7 @@ class ConvNormReLU(nn.Module):
         self.relu = nn.ReLU(inplace=True)  # batch-norm's derivatives do not read its output
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.norm(self.conv(x)))
+        return norm_relu(self.norm, self.relu, convolution(self.conv, x))
 
 
 class Bottleneck(nn.Module):
@@ -67,7 +69,7 @@ class ImageNetStem(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.pool(self.relu(self.norm(self.conv(images))))
+        return max_pool(self.pool, norm_relu(self.norm, self.relu, self.conv(images)))
 
 
 class Stem(nn.Module):

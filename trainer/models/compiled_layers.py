@@ -1,0 +1,159 @@
+"""The layers of a net in training, written so that torch.compile makes fast code of them on a CPU.
+
+Convolutions: oneDNN's gradients of weights are slow where there are fewer pixels than weights; matrix products over the
+pixels are up to ten times as fast (a classifier's convolutions of ImageNet's net), for 1x1 kernels up to twice.
+
+Max pool: the compiler's own backward pass scatters in float32, channels outermost; torch's is kept, as one operation.
+
+Batch-norm: the compiler's own is one reduction over images and pixels. With the channels innermost in memory it takes
+Welford's recursion channel group by channel group, and keeps the mean that its backward pass reads in the activations'
+dtype. Here sums are taken image by image, all channels at a time, in float32; the images then run in parallel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+_FEW_PIXELS = 16  # of an output: at most so many are worth writing out every pixel that a kernel reads
+
+
+def convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(x) for x [B, C, H, W]; square kernels with as much padding as keeps the size at stride 1."""
+    if not _for_cpu(conv, x):
+        return conv(x)
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    height, width = (-(-size // stride) for size in x.shape[2:])
+    pointwise = kernel == 1 and stride == 1 and x.is_contiguous(memory_format=torch.channels_last)
+    if not pointwise and height * width > _FEW_PIXELS:
+        return conv(x)
+    pixels = x.permute(0, 2, 3, 1)
+    if not pointwise:
+        pad = conv.padding[0]
+        assert isinstance(pad, int)
+        padded = functional.pad(pixels, (0, 0, pad, pad, pad, pad))
+        rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
+        shifted = [
+            padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(kernel) for j in range(kernel)
+        ]
+        pixels = torch.cat(shifted, dim=3)  # [B, H, W, kernel * kernel * C]
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
+    return functional.linear(pixels, weight, conv.bias).permute(0, 3, 1, 2)
+
+
+def max_pool(pool: nn.MaxPool2d, x: Tensor) -> Tensor:
+    """pool(x) for x [B, C, H, W]."""
+    if not _for_cpu(pool, x):
+        return pool(x)
+    return _max_pool(x, pool.kernel_size, pool.stride, pool.padding)[0]
+
+
+@torch.library.custom_op("earlybird::max_pool", mutates_args=())
+def _max_pool(x: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.max_pool2d_with_indices(x, [kernel], [stride], [padding])
+
+
+@torch.library.custom_op("earlybird::max_pool_backward", mutates_args=())
+def _max_pool_backward(dy: Tensor, x: Tensor, indices: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    return torch.ops.aten.max_pool2d_with_indices_backward(dy, x, [kernel], [stride], [padding], [1], False, indices)
+
+
+_max_pool.register_fake(
+    lambda x, kernel, stride, padding: torch.ops.aten.max_pool2d_with_indices(x, [kernel], [stride], [padding])
+)
+_max_pool_backward.register_fake(lambda dy, x, *_: torch.empty_like(x))
+
+
+def _keep_windows(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, *ctx.window = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, output[1])
+
+
+def _from_windows(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return _max_pool_backward(dy, *ctx.saved_tensors, *ctx.window), None, None, None
+
+
+_max_pool.register_autograd(_from_windows, setup_context=_keep_windows)
+
+
+def norm_relu(norm: nn.Module, relu: nn.ReLU, x: Tensor) -> Tensor:
+    """relu(norm(x)) for x [B, C, H, W]; running statistics move as in `norm`, which a folded net has no more."""
+    count = x.numel() // x.shape[1]
+    # One value has no variance: the norm itself says so.
+    if not (isinstance(norm, nn.BatchNorm2d) and _for_cpu(norm, x) and count > 1):
+        return relu(norm(x))
+    y, mean, variance = _NormReLU.apply(x, norm.weight, norm.bias, norm.eps)
+    if norm.track_running_stats:
+        _track(norm, mean, variance, count)
+    return y
+
+
+def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    assert norm.momentum is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    with torch.no_grad():
+        norm.num_batches_tracked.add_(1)
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+
+
+class _NormReLU(torch.autograd.Function):
+    """(output like x, mean [C], biased variance [C]) of x, weight [C], bias [C].
+
+    The compiler writes an expression of more than four tensors out where it is used twice, as large as the activations:
+    hence `factor` and `offset`, which it would otherwise compute again, each from two tensors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        count = x.numel() // x.shape[1]
+        wide = x.to(weight.dtype)
+        # One pass gives both moments; about a value of the channel's own they do not cancel.
+        near = wide[:1, :, :1, :1]
+        moved = wide - near
+        first = moved.sum(dim=(2, 3)).sum(dim=0) / count
+        second = (moved * moved).sum(dim=(2, 3)).sum(dim=0) / count
+        variance = (second - first * first).clamp_min(0.0)
+        mean = first + near.flatten()
+        scale = torch.rsqrt(variance + eps)
+        factor = scale * weight
+        offset = bias - mean * factor
+        ctx.save_for_backward(x, mean, scale, factor, offset)
+        ctx.mark_non_differentiable(mean, variance)
+        return (wide * _spread(factor) + _spread(offset)).clamp_min(0.0).to(x.dtype), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, mean, scale, factor, offset = ctx.saved_tensors
+        factor, offset = _written(factor), _written(offset)
+        count = x.numel() // x.shape[1]
+        wide = x.to(factor.dtype)
+        passed = torch.where(wide * _spread(factor) + _spread(offset) > 0, dy.to(factor.dtype), 0.0)
+        centred = wide - _spread(mean)
+        d_bias = passed.sum(dim=(2, 3)).sum(dim=0)
+        d_weight = (passed * centred).sum(dim=(2, 3)).sum(dim=0) * scale
+        level, slope = d_bias / count, d_weight * scale / count
+        dx = _spread(factor) * (passed - _spread(level) - centred * _spread(slope))
+        return dx.to(x.dtype), d_weight, d_bias, None
+
+
+def _for_cpu(layer: nn.Module, x: Tensor) -> bool:
+    return torch.compiler.is_compiling() and layer.training and x.device.type == "cpu"
+
+
+def _spread(values: Tensor) -> Tensor:
+    """[C] beside [B, C, H, W]."""
+    return values[:, None, None]
+
+
+def _written(values: Tensor) -> Tensor:
+    """The same values, in memory before they are used."""
+    return values.as_strided(values.shape, values.stride())
