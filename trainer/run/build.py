@@ -110,6 +110,8 @@ def _compiled(module: nn.Module) -> nn.Module:
 
     # The lookahead and the real update are two backward passes of one compiled graph: it may not eat its inputs.
     functorch_config.donated_buffer = False
+    # Without it a net with a differentiation rule of its own (compiled_layers) is traced anew at every start.
+    functorch_config.autograd_cache_allow_custom_autograd_functions = True
     # Kept over restarts of the machine; the default that torch may have chosen already is a temporary folder.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
