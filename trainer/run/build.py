@@ -23,6 +23,7 @@ from trainer.learning.graphs import beside
 from trainer.learning.optim import build_adam, build_sgd
 from trainer.learning.precision import Precision, resolve_precision
 from trainer.learning.state import Progress, TrainState
+from trainer.models import compiled_layers
 from trainer.models.build import build_model
 from trainer.models.imta import ImtaHead, ImtaNet
 from trainer.models.multi_exit import MultiExitNet
@@ -105,13 +106,14 @@ def scoring_loader(config: Config, index: Index, ranks: Ranks) -> EvaluationLoad
 
 
 def _compiled(module: nn.Module) -> nn.Module:
-    from torch._functorch import config as functorch_config  # both take seconds to import
+    from torch._functorch import config as functorch_config  # all take seconds to import
+    from torch._inductor import config as inductor_config
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     # The lookahead and the real update are two backward passes of one compiled graph: it may not eat its inputs.
     functorch_config.donated_buffer = False
-    # Without it a net with a differentiation rule of its own (compiled_layers) is traced anew at every start.
-    functorch_config.autograd_cache_allow_custom_autograd_functions = True
+    # Without it a net with a differentiation rule of its own is traced anew at every start.
+    inductor_config.unsafe_marked_cacheable_functions |= compiled_layers.CACHE_KEYS
     # Kept over restarts of the machine; the default that torch may have chosen already is a temporary folder.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
