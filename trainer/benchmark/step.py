@@ -55,9 +55,10 @@ def benchmark_step(
     """Rows of images per second, ratio of time to the unweighted iteration with the same levers, and peak memory.
 
     num_images  that an iteration loads: two update batches
-    Levers are measured unweighted, against float32, NCHW, eager (`baseline`). The weighted rows have the levers of
-    `config`, whose unweighted row is `plain` unless it is one of the levers' own. Interval 1 is measured; the rows
-    that say so are computed from it and from the measured iteration without a meta step (interval null).
+    Levers are measured unweighted, against float32, NCHW, eager and torch's plain SGD (`baseline`). The weighted rows
+    have the levers of `config`, whose unweighted row is `plain` unless it is one of the levers' own. Interval 1 is
+    measured; the rows that say so are computed from it and from the measured iteration without a meta step (interval
+    null).
     whole_batch_memory_mb: of a plain step with all `num_images` in one update, beside which a meta step holds the two
     halves' activations; with the levers of `config`.
     updates: of the weight net in an iteration where it is due. Percentiles 20 and 80 are over rounds, ratios are
@@ -106,6 +107,7 @@ def _sides(
     baseline = PrecisionConfig(dtype="float32", channels_last="off")
     levers: dict[str, dict[str, Any]] = {
         "baseline": {},
+        "fused_sgd": {},
         "channels_last": {"channels_last": "on"},
         "bf16": {"dtype": "bf16"},
         "compile": {"compile": True},
@@ -124,10 +126,10 @@ def _sides(
     sides, plain = [], "plain"
     for name, change in levers.items():
         precision = dataclasses.replace(baseline, **change)
-        plain = name if resolve_precision(precision, device) == own else plain
-        sides.append(
-            Side(name, "baseline", dataclasses.replace(config, precision=precision, sample_weights=unweighted))
-        )
+        optim = dataclasses.replace(config.optim, backend="torch" if name in ("fused_sgd", "all") else "plain")
+        plain = name if (resolve_precision(precision, device), optim) == (own, config.optim) else plain
+        side = dataclasses.replace(config, precision=precision, optim=optim, sample_weights=unweighted)
+        sides.append(Side(name, "baseline", side))
     if plain == "plain":
         sides.append(Side(plain, plain, dataclasses.replace(config, sample_weights=unweighted)))
     weighted = dataclasses.replace(config, sample_weights=dataclasses.replace(config.sample_weights, enabled=True))

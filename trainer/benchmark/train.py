@@ -37,7 +37,7 @@ def benchmark_train(
     """Images per second of whole training iterations, loader included, by two sides that see the same images.
 
     earlybird  as configured: by default DALI, the device's own precision, the exact meta gradient
-    usual      torch's DataLoader with Pillow; float32, NCHW, eager; the meta gradient by double backward
+    usual      torch's DataLoader with Pillow and plain SGD; float32, NCHW, eager; the meta gradient by double backward
     step       as earlybird, without a loader: one batch of noise on the device, what earlybird can reach at most
     All take the recipe's meta interval. Each round runs each side for at least `seconds` after a warm-up, one after
     the other, whole intervals of iterations; ratios are medians within a round.
@@ -55,7 +55,7 @@ def benchmark_train(
     sides = {
         "usual": dataclasses.replace(
             config,
-            optim=optim,
+            optim=dataclasses.replace(optim, backend="plain"),
             data=dataclasses.replace(config.data, loader="torchvision", decode="cpu"),
             precision=PrecisionConfig(dtype="float32", channels_last="off", compile=False),
             meta=dataclasses.replace(config.meta, form="double_backward", schedule="paper"),

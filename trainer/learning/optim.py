@@ -26,7 +26,8 @@ class OptimConfig:
                      changes; 0: as accumulation says
     recompute        activation checkpointing: blocks drop their activations after the forward pass and compute them
                      again in the backward one; less memory, more time, the same numbers
-    backend          torch, or NVIDIA apex's fused SGD where it is installed
+    backend          torch: its fused SGD; plain: torch's SGD as it comes by itself, to compare with; apex: NVIDIA's
+                     fused SGD, where it is installed
     """
 
     update_batch: int = 512
@@ -40,7 +41,7 @@ class OptimConfig:
     accumulation: int = 1
     micro_batch: int = 0
     recompute: bool = False
-    backend: Literal["torch", "apex"] = "torch"
+    backend: Literal["torch", "plain", "apex"] = "torch"
 
     def __post_init__(self) -> None:
         if self.update_batch < 1:
@@ -119,9 +120,23 @@ def build_sgd(
         from apex.optimizers import FusedSGD
 
         return FusedSGD(parameters, **settings)
+    if config.backend == "plain":
+        if rate_on_device:
+            raise ValueError("optim.backend is plain, which asks the host, with precision.cuda_graphs; turn one off")
+        return torch.optim.SGD(parameters, **settings)
     # Fused, a step that must be left out is left out without asking the GPU for the reason.
-    fused = rate_on_device or all(parameter.is_cuda for parameter in parameters)
-    return torch.optim.SGD(parameters, fused=fused, foreach=not fused, **settings)
+    sgd = torch.optim.SGD(parameters, fused=True, **settings)
+    sgd.register_step_pre_hook(_lay_out_gradients)
+    return sgd
+
+
+def _lay_out_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Give every gradient its parameter's memory layout: a fused step pairs values by their place in memory."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def build_adam(

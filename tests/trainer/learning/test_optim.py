@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -84,6 +85,27 @@ def test_values_out_of_range(name: str, value: float) -> None:
 def test_nesterov_needs_momentum() -> None:
     with pytest.raises(ValueError, match=r"optim\.nesterov needs optim\.momentum above 0"):
         OptimConfig(nesterov=True, momentum=0.0)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_memory_layouts_and_backends_make_no_difference(momentum: float) -> None:
+    """A fused step pairs values by their place in memory: gradients that lie otherwise train the same net."""
+    torch.manual_seed(0)
+    start = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    found = []
+    for backend in ("torch", "plain"):
+        for ours, theirs in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+            parameter = nn.Parameter(start.clone(memory_format=ours))
+            config = OptimConfig(backend=backend, momentum=momentum)  # type: ignore[arg-type]
+            optimizer = build_sgd([parameter], config)
+            generator = torch.Generator().manual_seed(1)
+            for _ in range(3):
+                gradient = torch.randn(start.shape, generator=generator, dtype=start.dtype)
+                parameter.grad = gradient.clone(memory_format=theirs)
+                optimizer.step()
+            found.append(parameter.detach())
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0], rtol=1e-12, atol=1e-12)
 
 
 def test_apex_is_never_replaced_silently() -> None:
