@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 OLDEST_CAPABILITY = (8, 0)  # the oldest architecture that kernels/AOT.md compiles for
 
 
-def backend_for(device: torch.device, choice: Choice = "auto", unfit: str = "") -> Backend:
-    """The implementation for tensors on `device`; the reason is logged once for each different answer.
+def backend_for(operation: str, device: torch.device, choice: Choice = "auto", unfit: str = "") -> Backend:
+    """The implementation of `operation` for tensors on `device`; logged with the reason, each different answer once.
 
     choice  auto: triton on an NVIDIA GPU where it can be imported, else the reference; or one of the two by name
     unfit   why the fused kernel does not take this very call (its dtype, its size); "" if it does
@@ -28,13 +28,14 @@ def backend_for(device: torch.device, choice: Choice = "auto", unfit: str = "") 
     if choice not in get_args(Choice):
         raise ValueError(f"kernel backend is {choice!r}; choose one of {', '.join(get_args(Choice))}")
     if choice == "reference":
-        return _announce("reference", device.type, "it was asked for")
+        return _announce(operation, "reference", device.type, "it was asked for")
     obstacle = unfit or _obstacle(device, forced=choice == "triton")
     if not obstacle:
-        return _announce("triton", device.type, "it was asked for" if choice == "triton" else "the device is a GPU")
+        reason = "it was asked for" if choice == "triton" else "the device is a GPU"
+        return _announce(operation, "triton", device.type, reason)
     if choice == "triton":
-        raise ValueError(f"the triton kernels cannot run here: {obstacle}; set the kernel backend to auto or reference")
-    return _announce("reference", device.type, obstacle)
+        raise ValueError(f"the triton kernel of {operation} cannot run here: {obstacle}; set the kernel backend to auto or reference")
+    return _announce(operation, "reference", device.type, obstacle)
 
 
 def interpreting() -> bool:
@@ -67,6 +68,6 @@ def _gpu_obstacle(index: int) -> str:
 
 
 @functools.cache
-def _announce(backend: Backend, device_type: str, reason: str) -> Backend:
-    log.info("kernels on %s: %s, because %s", device_type, backend, reason)
+def _announce(operation: str, backend: Backend, device_type: str, reason: str) -> Backend:
+    log.info("%s on %s: %s, because %s", operation, device_type, backend, reason)
     return backend

@@ -29,7 +29,7 @@ def exit_losses(
     Raises ValueError for shapes, dtypes or a smoothing that do not fit.
     """
     _check(logits, labels, label_smoothing)
-    if backend_for(labels.device, backend, _unfit(logits)) == "reference":
+    if backend_for("exit_losses", labels.device, backend, _unfit(logits)) == "reference":
         return reference.exit_losses(logits, labels, label_smoothing)
     import kernels.exit_losses.fused as fused  # importing kernels must not need triton
 
@@ -47,7 +47,7 @@ def exit_losses_jvp(
     _check(logits, labels, label_smoothing)
     if [t.shape for t in tangents] != [z.shape for z in logits]:
         raise ValueError(f"tangents are {_shapes(tangents)}, the logits {_shapes(logits)}; give one tangent per logit")
-    if backend_for(labels.device, backend, _unfit([*logits, *tangents])) == "reference":
+    if backend_for("exit_losses_jvp", labels.device, backend, _unfit([*logits, *tangents])) == "reference":
         return reference.exit_losses_jvp(logits, tangents, labels, label_smoothing)
     import kernels.exit_losses.fused as fused
 

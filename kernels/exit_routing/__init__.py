@@ -62,7 +62,7 @@ def route(confidences: Tensor, quotas: Sequence[int], backend: Choice = "auto") 
     num_samples, num_exits = confidences.shape
     if len(quotas) != num_exits or sum(quotas) != num_samples or min(quotas, default=-1) < 0:
         raise ValueError(f"quotas {list(quotas)} must be {num_exits} counts that sum to the {num_samples} samples")
-    if backend_for(confidences.device, backend, _unfit(confidences)) == "reference":
+    if backend_for("exit_routing", confidences.device, backend, _unfit(confidences)) == "reference":
         return reference.route(confidences, quotas)
     import kernels.exit_routing.fused as fused  # importing kernels must not need triton
 

@@ -48,7 +48,7 @@ def lookahead(
     if not params:
         return []
     unfit = _unfit(params, grads, momentum_buffers, lr)
-    if backend_for(params[0].device, backend, unfit) == "reference":
+    if backend_for("lookahead", params[0].device, backend, unfit) == "reference":
         return reference.lookahead(params, grads, momentum_buffers, lr, momentum, weight_decay, nesterov, dampening)
     import kernels.lookahead.fused as fused  # importing kernels must not need triton
 

@@ -49,7 +49,7 @@ def normalize(
         raise ValueError(f"out is {out.dtype} {list(out.shape)}; it must be {dtype} {[n, 3, height, width]}")
     elif not out.is_contiguous(memory_format=torch.channels_last):
         raise ValueError("out is not channels last; allocate it with memory_format=torch.channels_last")
-    if backend_for(images.device, backend) == "reference":
+    if backend_for("normalize", images.device, backend) == "reference":
         return reference.normalize(images, mean, std, out, flip)
     import kernels.normalize.fused as fused  # importing kernels must not need triton
 

@@ -18,27 +18,31 @@ CPU = torch.device("cpu")
 def test_cpu_takes_the_reference_and_says_why_once(caplog):
     backend._announce.cache_clear()
     with caplog.at_level(logging.INFO, logger="kernels.backend"):
-        assert backend_for(CPU) == "reference"
-        assert backend_for(CPU) == "reference"
-    assert [r.getMessage() for r in caplog.records if "no NVIDIA GPU" in r.getMessage()] == [caplog.messages[0]]
+        assert backend_for("normalize", CPU) == "reference"
+        assert backend_for("normalize", CPU) == "reference"
+        assert backend_for("lookahead", CPU) == "reference"
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        f"{operation} on cpu: reference" for operation in ("normalize", "lookahead")
+    ]
+    assert all("no NVIDIA GPU" in message for message in caplog.messages)
 
 
 def test_cpu_takes_the_reference_even_under_the_interpreter_unless_forced(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backend_for(CPU) == "reference"
-    assert backend_for(CPU, "triton") == "triton"
-    assert backend_for(CPU, "reference") == "reference"
+    assert backend_for("normalize", CPU) == "reference"
+    assert backend_for("normalize", CPU, "triton") == "triton"
+    assert backend_for("normalize", CPU, "reference") == "reference"
 
 
 def test_asking_for_what_cannot_run_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match=r"no NVIDIA GPU.*set the kernel backend to auto or reference"):
-        backend_for(CPU, "triton")
+        backend_for("normalize", CPU, "triton")
     with pytest.raises(ValueError, match="choose one of auto, reference, triton"):
-        backend_for(CPU, "cuda")
+        backend_for("normalize", CPU, "cuda")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match="float64 logits"):
-        backend_for(CPU, "triton", unfit="float64 logits")
+        backend_for("normalize", CPU, "triton", unfit="float64 logits")
 
 
 def test_a_gpu_takes_triton_unless_it_is_too_old(monkeypatch):
@@ -46,8 +50,8 @@ def test_a_gpu_takes_triton_unless_it_is_too_old(monkeypatch):
     for capability, expected in (((9, 0), "triton"), ((7, 5), "reference")):
         backend._gpu_obstacle.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert backend_for(gpu) == expected
-    assert backend_for(gpu, unfit="float64 logits") == "reference"
+        assert backend_for("exit_losses", gpu) == expected
+    assert backend_for("exit_losses", gpu, unfit="float64 logits") == "reference"
     backend._gpu_obstacle.cache_clear()
 
 
