@@ -34,7 +34,9 @@ def backend_for(operation: str, device: torch.device, choice: Choice = "auto", u
         reason = "it was asked for" if choice == "triton" else "the device is a GPU"
         return _announce(operation, "triton", device.type, reason)
     if choice == "triton":
-        raise ValueError(f"the triton kernel of {operation} cannot run here: {obstacle}; set the kernel backend to auto or reference")
+        raise ValueError(
+            f"the triton kernel of {operation} cannot run here: {obstacle}; set the kernel backend to auto or reference"
+        )
     return _announce(operation, "reference", device.type, obstacle)
 
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import Choice
-from kernels.exit_losses import exit_losses
+from kernels.exit_losses import exit_losses, exit_losses_jvp
 from kernels.exit_routing import quotas, route
 from kernels.lookahead import lookahead
 from kernels.normalize import normalize
@@ -36,14 +35,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Row:
-    """One side of one operation; seconds per call over `rounds` calls."""
+    """One side of one operation; seconds per call over `rounds` calls: median, 20th and 80th percentile."""
 
     operation: str
     case: str
     side: str  # separate | reference | triton
     median_seconds: float
-    min_seconds: float
-    max_seconds: float
+    p20: float
+    p80: float
     rounds: int
     bytes: int
     device: str
@@ -64,7 +63,7 @@ class Case:
 
 
 def benchmark_kernels(device: torch.device, rounds: int = 20) -> list[Row]:
-    """A row for every operation and side; sizes are the training's on a GPU and small on a CPU."""
+    """A row for every operation, shape and side; batches are the training's on a GPU and small on a CPU."""
     if rounds < 1:
         raise ValueError(f"{rounds} rounds; there must be at least 1")
     rows = []
@@ -77,8 +76,8 @@ def benchmark_kernels(device: torch.device, rounds: int = 20) -> list[Row]:
                 seconds[side].append(_timed(case.sides[side], device))
         rows += [
             Row(
-                case.operation, case.name, side, statistics.median(taken), min(taken), max(taken), rounds, case.bytes,
-                _name(device), torch.__version__,
+                case.operation, case.name, side, *_percentiles(taken), rounds, case.bytes, _name(device),
+                torch.__version__,
             )
             for side, taken in seconds.items()
         ]  # fmt: skip
@@ -86,46 +85,69 @@ def benchmark_kernels(device: torch.device, rounds: int = 20) -> list[Row]:
 
 
 def _cases(device: torch.device) -> Iterator[Case]:
-    gpu = device.type == "cuda"
+    """Two shapes an operation, CIFAR's and ImageNet's."""
     random = torch.Generator(device).manual_seed(0)
+    gpu = device.type == "cuda"
+    for n, C in ((1024, 100), (1024, 1000)) if gpu else ((128, 100), (64, 1000)):
+        yield from _loss_cases(random, n, 5, C, torch.bfloat16 if gpu else torch.float32)
+    for n, K in ((1024, 5), (4096, 5)) if gpu else ((128, 7), (512, 5)):
+        confidences = torch.rand(n, K, device=device, generator=random)
+        counts = quotas(n, 0.75, K)
+        routes = _sides(device, partial(_separate_route, confidences, counts), partial(route, confidences, counts))
+        yield Case("exit_routing", f"{n} x {K}", n * (4 * (K - 1) + 8), 0.0, routes)
+    for widths in ((16, 32, 64), (32, 64, 128, 256)):
+        yield _lookahead_case(random, widths, 40 if gpu else 4)
+    for n, side in ((1024, 32), (256, 224)) if gpu else ((128, 32), (4, 224)):
+        yield _normalize_case(random, n, side)
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device, generator=random)
 
-    n, K, C = (1024, 5, 1000) if gpu else (128, 5, 100)
-    dtype = torch.bfloat16 if gpu else torch.float32
-    logits = [normal(n, C).to(dtype).requires_grad_() for _ in range(K)]
-    labels = torch.randint(C, (n,), device=device, generator=random)
-    weights = torch.rand(n, K, device=device, generator=random)
+def _loss_cases(
+    random: torch.Generator, n: int, num_exits: int, num_classes: int, dtype: torch.dtype
+) -> Iterator[Case]:
+    K, C = num_exits, num_classes
+    logits, tangents = ([_normal(random, n, C).to(dtype) for _ in range(K)] for _ in range(2))
+    labels = torch.randint(C, (n,), device=random.device, generator=random)
+    weights = torch.rand(n, K, device=random.device, generator=random)
+    leaves = [z.requires_grad_() for z in logits]
+    size, tolerance = n * K * C * dtype.itemsize, 1e-2 if dtype.itemsize < 4 else 1e-4
+    shape = f"{n} x {K} x {C} {str(dtype).removeprefix('torch.')}"
     losses = _sides(
-        device, partial(_separate_losses, logits, labels, weights), partial(_losses, logits, labels, weights)
+        random.device, partial(_separate_losses, leaves, labels, weights), partial(_losses, leaves, labels, weights)
     )
-    size = 3 * n * K * C * dtype.itemsize
-    yield Case("exit_losses", f"forward and backward, {n} x {K} x {C} {dtype}", size, 1e-2 if gpu else 1e-4, losses)
+    yield Case("exit_losses", f"forward and backward, {shape}", 3 * size, tolerance, losses)
+    z = [t.detach() for t in logits]
+    slopes = _sides(
+        random.device, partial(_separate_slopes, z, tangents, labels), partial(exit_losses_jvp, z, tangents, labels)
+    )
+    yield Case("exit_losses", f"tangent rule, {shape}", 2 * size, tolerance, slopes)
 
-    confidences = torch.rand(n, K, device=device, generator=random)
-    counts = quotas(n, 0.75, K)
-    routes = _sides(device, partial(_separate_route, confidences, counts), partial(route, confidences, counts))
-    yield Case("exit_routing", f"{n} x {K}", n * (4 * (K - 1) + 8), 0.0, routes)
 
-    # The parameter tensors of a small multi-exit net: many narrow ones, normalisation vectors between them.
-    shapes = [s for width in (16, 32, 64, 128) for s in ((width, width, 3, 3), (width,), (width,))] * (40 if gpu else 8)
-    p, g, m = ([normal(*shape) for shape in shapes] for _ in range(3))
+def _lookahead_case(random: torch.Generator, widths: Sequence[int], layers: int) -> Case:
+    """The parameter tensors of a multi-exit net: many narrow ones, normalisation vectors between them."""
+    shapes = [s for width in widths for s in ((width, width, 3, 3), (width,), (width,))] * layers
+    p, g, m = ([_normal(random, *shape) for shape in shapes] for _ in range(3))
     steps = _sides(
-        device, partial(_separate_lookahead, p, g, m), partial(lookahead, p, g, m, 0.1, 0.9, 1e-4, nesterov=False)
+        random.device,
+        partial(_separate_lookahead, p, g, m),
+        partial(lookahead, p, g, m, 0.1, 0.9, 1e-4, nesterov=False),
     )
     numbers = sum(t.numel() for t in p)
-    yield Case("lookahead", f"{len(p)} tensors, {numbers:,} values float32", 16 * numbers, 1e-5, steps)
+    return Case("lookahead", f"{len(p)} tensors, {numbers:,} values float32", 16 * numbers, 1e-5, steps)
 
-    n, side = (256, 224) if gpu else (16, 64)
-    images = torch.randint(256, (n, side, side, 3), dtype=torch.uint8, device=device, generator=random)
-    flip = torch.rand(n, device=device, generator=random) < 0.5
+
+def _normalize_case(random: torch.Generator, n: int, side: int) -> Case:
+    images = torch.randint(256, (n, side, side, 3), dtype=torch.uint8, device=random.device, generator=random)
+    flip = torch.rand(n, device=random.device, generator=random) < 0.5
     pixels = _sides(
-        device,
+        random.device,
         partial(_separate_normalize, images, flip),
         partial(normalize, images, MEAN, STD, torch.bfloat16, flip=flip),
     )
-    yield Case("normalize", f"{n} x {side} x {side}, flips, bfloat16", images.numel() * 3, 2e-2, pixels)
+    return Case("normalize", f"{n} x {side} x {side}, flips, bfloat16", images.numel() * 3, 2e-2, pixels)
+
+
+def _normal(random: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, device=random.device, generator=random)
 
 
 def _sides(device: torch.device, separate: Callable[[], Output], ours: Callable[..., Output]) -> dict[str, Side]:
@@ -148,6 +170,14 @@ def _separate_losses(logits: list[Tensor], labels: Tensor, weights: Tensor) -> l
     top5 = torch.stack([(z.topk(5, 1).indices == labels[:, None]).any(1) for z in full], 1)
     grads = torch.autograd.grad(losses, logits, weights)
     return [losses.detach(), confidences, top1.float(), top5.float(), *grads]
+
+
+def _separate_slopes(logits: list[Tensor], tangents: list[Tensor], labels: Tensor) -> Tensor:
+    columns = []
+    for z, dz in zip(logits, tangents, strict=True):
+        target = F.one_hot(labels, z.shape[1]).float()
+        columns.append(((torch.softmax(z.float(), 1) - target) * dz.float()).sum(1))
+    return torch.stack(columns, 1)
 
 
 def _separate_route(confidences: Tensor, counts: list[int]) -> Tensor:
@@ -198,6 +228,13 @@ def _timed(call: Side, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def _percentiles(seconds: list[float]) -> tuple[float, float, float]:
+    """The median, the 20th and the 80th."""
+    at = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
+    median, p20, p80 = torch.quantile(torch.tensor(seconds, dtype=torch.float64), at).tolist()
+    return median, p20, p80
+
+
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -214,9 +251,9 @@ def main() -> None:
     if options.json:
         print("\n".join(json.dumps(asdict(row)) for row in rows))
         return
-    print(f"{rows[0].device}, torch {rows[0].torch}; milliseconds per call, median [min-max] of {rows[0].rounds}")
+    print(f"{rows[0].device}, torch {rows[0].torch}; milliseconds per call, median [p20-p80] of {rows[0].rounds}")
     for row in rows:
-        low, middle, high = (1e3 * s for s in (row.min_seconds, row.median_seconds, row.max_seconds))
+        low, middle, high = (1e3 * s for s in (row.p20, row.median_seconds, row.p80))
         times = f"{middle:8.3f} [{low:.3f}-{high:.3f}]"
         print(f"{row.operation:13} {row.side:10} {times:28} {row.gigabytes_per_second:8.2f} GB/s  {row.case}")
 

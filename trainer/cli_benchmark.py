@@ -142,20 +142,37 @@ def _show_loader(result: dict[str, Any]) -> None:
 
 
 @benchmark_app.command()
-def kernels(device: Device = "auto", rounds: Rounds = 20, as_json: AsJson = False) -> None:
+def kernels(device: Device = "auto", rounds: Rounds = 20, png: Png = None, as_json: AsJson = False) -> None:
     """Time of each operation: as separate torch operations, by its reference and, on a GPU, by its kernel."""
     from kernels.bench import benchmark_kernels
+    from trainer.benchmark.figure import bars
+    from trainer.benchmark.hardware import hardware, versions
+    from trainer.reporting.plots import write_png
     from trainer.run.distributed import take_device
 
-    rows = benchmark_kernels(take_device(device, 0), rounds)
+    chosen = take_device(device, 0)
+    machine, rows = hardware(chosen), benchmark_kernels(chosen, rounds)
+    title = f"{machine['device']}, {machine['threads']} threads, torch {rows[0].torch}"
+    if png is not None:
+        drawn = [
+            {
+                "gigabytes_per_second": row.gigabytes_per_second,
+                "p20": row.bytes / row.p80 / 1e9,
+                "p80": row.bytes / row.p20 / 1e9,
+            }
+            for row in rows
+        ]
+        names = [f"{row.operation}, {row.case}: {row.side}" for row in rows]
+        write_png(bars(drawn, names, title, "gigabytes_per_second", digits=2), png)
     if as_json:
-        print(json.dumps({"rows": [asdict(row) | {"gigabytes_per_second": row.gigabytes_per_second} for row in rows]}))
+        listed = [asdict(row) | {"gigabytes_per_second": row.gigabytes_per_second} for row in rows]
+        print(json.dumps({"hardware": machine, "versions": versions(), "rounds": rounds, "rows": listed}))
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{rows[0].device}, torch {rows[0].torch}; {rounds} rounds", markup=False)
-    table = Table("operation", "side", "median ms", "min to max", "GB/s", "case")
+    console.print(f"{title} ({machine['cpu']}, load {machine['load_average']:.1f}); {rounds} rounds", markup=False)
+    table = Table("operation", "side", "median ms", "p20 to p80", "GB/s", "case")
     for row in rows:
-        low, middle, high = (1e3 * s for s in (row.min_seconds, row.median_seconds, row.max_seconds))
+        low, middle, high = (1e3 * s for s in (row.p20, row.median_seconds, row.p80))
         table.add_row(
             row.operation,
             row.side,

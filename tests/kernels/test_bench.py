@@ -20,8 +20,11 @@ def test_rows_on_the_cpu_and_as_json():
     assert {(r["operation"], r["side"]) for r in rows} == {
         (o, s) for o in operations for s in ("separate", "reference")
     }
+    for operation in operations:  # CIFAR's shapes and ImageNet's; the losses' tangent rule has rows of its own
+        cases = {r["case"] for r in rows if r["operation"] == operation}
+        assert len(cases) == (4 if operation == "exit_losses" else 2)
     for row in rows:
-        assert 0 < row["min_seconds"] <= row["median_seconds"] <= row["max_seconds"]
+        assert 0 < row["p20"] <= row["median_seconds"] <= row["p80"]
         assert row["rounds"] == 2
         assert row["bytes"] > 0
 

@@ -280,8 +280,14 @@ def test_the_loader_benchmark_has_a_row_a_side(earlybird: Earlybird, damaged: Pa
     assert "cut.JPEG cannot be read (truncated)" in err.splitlines()[-1]
 
 
-def test_the_kernel_benchmark_has_a_row_a_side(earlybird: Earlybird) -> None:
-    rows = json.loads(earlybird("benchmark", "kernels", "--rounds", 1, "--device", "cpu", "--json").out)["rows"]
+def test_the_kernel_benchmark_has_a_row_a_side(earlybird: Earlybird, tmp_path: Path) -> None:
+    png = tmp_path / "kernels.png"
+    command = ("benchmark", "kernels", "--rounds", 1, "--device", "cpu", "--png", png)
+    result = json.loads(earlybird(*command, "--json").out)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert result["hardware"]["device"] == "cpu"
+    assert "torch" in result["versions"]
+    rows = result["rows"]
     assert {(row["operation"], row["side"]) for row in rows} == {
         (operation, side)
         for operation in ("exit_losses", "exit_routing", "lookahead", "normalize")

@@ -8,11 +8,17 @@ from typing import Any
 from matplotlib.figure import Figure
 
 
-def bars(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> Figure:
-    """One bar a row: images_per_second between p20 and p80; the first row on top, computed ones pale."""
+def bars(
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    title: str,
+    value: str = "images_per_second",
+    digits: int = 1,
+) -> Figure:
+    """One bar a row: its `value` between p20 and p80; the first row on top, computed ones pale."""
     figure = Figure(figsize=(8.0, 1.2 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    middle = [row["images_per_second"] for row in rows]
+    middle = [row[value] for row in rows]
     spread = [
         [rate - row["p20"] for rate, row in zip(middle, rows, strict=True)],
         [row["p80"] - rate for rate, row in zip(middle, rows, strict=True)],
@@ -20,11 +26,11 @@ def bars(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) ->
     places = range(len(rows))
     colours = ["#8fa9c2" if row.get("computed") else "#1f4e79" for row in rows]
     drawn = axes.barh(places, middle, xerr=spread, color=colours, error_kw={"ecolor": "#333333", "capsize": 2})
-    axes.bar_label(drawn, [f"{rate:,.1f}" for rate in middle], padding=4, fontsize=9)
+    axes.bar_label(drawn, [f"{rate:,.{digits}f}" for rate in middle], padding=4, fontsize=9)
     axes.set_yticks(list(places), list(names))
     axes.invert_yaxis()
     axes.margins(x=0.12, y=0.02)
-    axes.set_xlabel("images per second")
+    axes.set_xlabel(value.replace("_", " "))
     axes.set_title(title, loc="left", size=11)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
