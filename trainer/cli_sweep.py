@@ -106,13 +106,13 @@ def evaluate_complete(states: Mapping[Path, str], data: str, told: Callable[[Pat
     A run that cannot be evaluated here is told of, and compared by its log.
     """
     from trainer.evaluation.command import evaluate_run
+    from trainer.evaluation.thresholds import is_of
     from trainer.reporting.report import write_report
     from trainer.run.folder import RunFolder
 
     for run in [run for run, state in states.items() if state == "completed"]:
         folder = RunFolder(run)
-        known, summary = folder.read_evaluation() or {}, folder.read_summary() or {}
-        if known.get("iteration") == summary.get("iterations"):
+        if is_of(folder.read_evaluation(), (folder.read_summary() or {}).get("iterations")):
             continue
         told(run, "is being evaluated")
         try:

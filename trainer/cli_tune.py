@@ -55,8 +55,9 @@ def tune(
     """Train a run a ratio, score each on the images held out of training, and choose by accuracy over cost.
 
     The score is the mean top-1 over all costs; thresholds and scores come from different held-out images. Writes
-    tune.json and tune.png into the folder, thresholds.json into each run. Given again, what is complete is not trained
-    again. The validation images are never looked at. Exit code 1 where a run failed or is still to come.
+    tune.json and tune.png into the folder, thresholds.json, which predict and export take, into each run. Given again,
+    what is complete is not trained again. The validation images are never looked at. Exit code 1 where a run failed or
+    is still to come.
     """
     from trainer.cli_sweep import trials_of
     from trainer.config import resolve

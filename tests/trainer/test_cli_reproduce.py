@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trainer.evaluation.thresholds import read_budgets
+
 NET = ("data.image_size=32", "data.source=synthetic", "data.synthetic_images=80", "data.synthetic_classes=4")
 SMALL = (*NET, "model.first_channels=4", "model.growth=2", "optim.update_batch=8", "run.epochs=1")
 
@@ -53,4 +55,5 @@ def test_tune_chooses_on_heldout_images_and_keeps_thresholds(earlybird: Any, tmp
     assert len(kept["budgets"]) == 39
     assert kept["budgets"][0]["thresholds"][-1] == -1e8
     assert kept["num_heldout"] == done.json["num_heldout"] == 8
+    assert read_budgets(tmp_path / "ratio-0.5", kept["iteration"]) == kept["budgets"]
     assert "unweighted" in earlybird("tune", "demo-baseline", "--folder", tmp_path).err

@@ -20,9 +20,9 @@ from dataloading.scan import decode_rgb
 from kernels.normalize import normalize
 from trainer.evaluation.budgeted import EVERYBODY, NOBODY
 from trainer.evaluation.early_exit import Answers, answer
+from trainer.evaluation.thresholds import read_budgets
 from trainer.evaluation.trained_net import TrainedNet
 from trainer.models.fold import for_inference
-from trainer.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ def thresholds_of(
 ) -> tuple[list[float], str]:
     """[K] thresholds and what they stand for, in words.
 
-    budget     Mul-Adds an image on average, as 9M or 1.2G: of the points that `evaluate` measured within it, the most
-               accurate one on the held-out images
+    budget     Mul-Adds an image on average, as 9M or 1.2G: of the points that `evaluate` (or `tune`) measured within
+               it, the most accurate one on the held-out images
     threshold  one confidence, 0 to 1, for every exit but the last; neither of the two: every image goes to the last one
-    Raises ValueError for both at once, a budget that no point meets, or a run that was not evaluated.
+    Raises ValueError for both at once, a budget that no point meets, or a run whose net was not evaluated.
     """
     before_last = trained.net.num_exits - 1
     if budget and threshold is not None:
@@ -125,12 +125,14 @@ def thresholds_of(
     if not budget:
         return [NOBODY] * before_last + [EVERYBODY], "no early exit; give --budget or --threshold"
     limit = mul_adds(budget)
-    rows = (RunFolder(run).read_evaluation() or {}).get("budgeted", [])
+    rows = read_budgets(run, trained.iteration)
     if not rows:
-        raise ValueError(
-            f"--budget needs the thresholds that evaluation sets on held-out images, and {run} has none; run earlybird "
-            f"evaluate {run} first, or give --threshold"
+        remedy = (
+            f"run earlybird evaluate {run} first, or give --threshold"
+            if trained.config.data.heldout
+            else ("it holds no images out of training (data.heldout is 0), so give --threshold")
         )
+        raise ValueError(f"--budget needs thresholds set on held-out images, and {run} has none; {remedy}")
     within = [row for row in rows if row["mul_adds"] <= limit]
     if not within:
         least = min(row["mul_adds"] for row in rows)

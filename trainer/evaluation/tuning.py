@@ -22,6 +22,7 @@ from trainer.run.folder import RunFolder, write_json
 class Heldout:
     """A run on the images that it holds out of training.
 
+    iteration   of the net that was scored
     ratio       q of its meta loss
     curve       39 points (expected multiply-adds, top-1 in percent), thresholds and scores from different images
     anytime     [K] top-1, percent
@@ -29,6 +30,7 @@ class Heldout:
     """
 
     run: Path
+    iteration: int
     ratio: float
     num_images: int
     mul_adds: tuple[float, ...]
@@ -60,7 +62,7 @@ class Candidate:
 
 def on_heldout(run: Path, data: str, device: str) -> Heldout:
     """Score a trained run on its held-out images. ValueError where it holds none out, or as `opened` raises it."""
-    with opened(run, data, device) as (config, images, net, ranks, _):
+    with opened(run, data, device) as (config, images, net, ranks, checkpoint):
         if len(images.heldout) < 2:
             raise ValueError(f"{run} holds {len(images.heldout)} images out of training; set data.heldout higher")
         samples = score_split(net, config, images.heldout, ranks).samples
@@ -70,6 +72,7 @@ def on_heldout(run: Path, data: str, device: str) -> Heldout:
     hits = samples.correct.double().mean(dim=0)
     return Heldout(
         run=run,
+        iteration=checkpoint.iteration,
         ratio=config.meta.ratio,
         num_images=len(samples.ids),
         mul_adds=costs,
@@ -137,7 +140,7 @@ def keep(runs: Sequence[Heldout], found: Sequence[Candidate], folder: Path) -> d
     """What was chosen, into FOLDER/tune.json; thresholds.json with the budgets of each into its run; the former."""
     chosen = best(found)
     for run in runs:
-        write_json(RunFolder(run.run).path / "thresholds.json", _budgets(run, chosen))
+        RunFolder(run.run).write_thresholds(_budgets(run, chosen))
     result = {
         "chosen": chosen.ratio,
         "num_heldout": runs[0].num_images,
@@ -151,6 +154,7 @@ def keep(runs: Sequence[Heldout], found: Sequence[Candidate], folder: Path) -> d
 def _budgets(run: Heldout, chosen: Candidate) -> dict[str, Any]:
     names = ("ratio", "thresholds", "heldout_top1", "mul_adds", "exit_shares")
     return {
+        "iteration": run.iteration,
         "meta_ratio": run.ratio,
         "chosen_meta_ratio": chosen.ratio,
         "num_heldout": run.num_images,

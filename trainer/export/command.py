@@ -18,11 +18,12 @@ from torch import Tensor
 from dataloading.config import DataConfig
 from dataloading.datasets.open import open_dataset
 from dataloading.loader import evaluation_loader
+from trainer.evaluation.thresholds import read_budgets
 from trainer.evaluation.trained_net import TrainedNet, read_trained_net
 from trainer.export.graphs import FORMATS, Graph, read_graph, write_graph
 from trainer.export.stage import Link, chain
 from trainer.models.cost import exit_costs
-from trainer.run.folder import RunFolder, private_files
+from trainer.run.folder import private_files
 
 MANIFEST = "manifest.json"
 TOLERANCE = 1e-4  # of a logit, absolute and relative: float32 sums in another order
@@ -46,7 +47,8 @@ def export_run(
     out         folder to make; default RUN/export-FORMAT
     data        images to check the graphs on, where the run's own have moved (or it has none)
     num_images  how many of their validation images
-    Raises ValueError for what cannot be exported, and where a logit differs from the net's: nothing is left then.
+    Raises ValueError for what cannot be exported, for thresholds of another iteration's net, and where a logit differs
+    from the net's: nothing is left then.
     """
     if kind not in FORMATS:
         raise ValueError(f"--format is {kind!r}; it must be one of {' | '.join(FORMATS)}")
@@ -59,13 +61,14 @@ def export_run(
     out = out or run / f"export-{kind}"
     if out.exists():
         raise ValueError(f"{out} is there already; give another --out, or remove it")
+    budgets = _budgets(run, trained) if num_exits == trained.net.num_exits else []  # thresholds are of the whole net
     images = validation_images(trained, data, num_images)
     with private_files():
         temporary = out.with_name(f".{out.name}.writing")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            manifest = _write(trained, run, kind, num_exits, images, temporary, progress)
+            manifest = _write(trained, kind, num_exits, budgets, images, temporary, progress)
             temporary.rename(out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -90,9 +93,9 @@ def validation_images(trained: TrainedNet, data: str, num_images: int) -> Tensor
 
 def _write(
     trained: TrainedNet,
-    run: Path,
     kind: str,
     num_exits: int,
+    budgets: list[dict[str, Any]],
     images: Tensor,
     folder: Path,
     progress: Callable[[str], None],
@@ -135,7 +138,7 @@ def _write(
         "rule": "run the graphs in order; an image leaves at the first exit whose largest softmax of logits reaches "
         "the exit's threshold, and is taken out of every output before the next graph",
         "exits": exits,
-        "thresholds": _thresholds(run, num_exits),
+        "thresholds": budgets,
         "checked_on_images": len(images),
         "tolerance": TOLERANCE,
         "versions": {"torch": torch.__version__},
@@ -185,9 +188,7 @@ def _resizing(data: DataConfig) -> str:
     return f"short side to {data.resize_size}, bilinear with antialiasing; centre crop {size}x{size}"
 
 
-def _thresholds(run: Path, num_exits: int) -> list[dict[str, Any]]:
-    """The budgets that `evaluate` measured for the whole net; none where it has not run, or a part is exported."""
-    evaluation = RunFolder(run).read_evaluation() or {}
-    rows = evaluation.get("budgeted", [])
-    whole = [row for row in rows if len(row["thresholds"]) == num_exits]
-    return [{key: row[key] for key in ("ratio", "thresholds", "mul_adds", "heldout_top1")} for row in whole]
+def _budgets(run: Path, trained: TrainedNet) -> list[dict[str, Any]]:
+    """None where nobody set thresholds on held-out images."""
+    rows = read_budgets(run, trained.iteration)
+    return [{key: row[key] for key in ("ratio", "thresholds", "mul_adds", "heldout_top1")} for row in rows]

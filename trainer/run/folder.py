@@ -55,6 +55,7 @@ class RunFolder:
         self.log_file = path / "log.jsonl"
         self.summary_file = path / "summary.json"
         self.evaluation_file = path / "evaluation.json"
+        self.thresholds_file = path / "thresholds.json"
 
     def check(self, config: Config, allowed: Sequence[str] = ()) -> None:
         """ValueError naming what differs where the folder holds another run than `config`.
@@ -115,6 +116,14 @@ class RunFolder:
     def read_evaluation(self) -> dict[str, Any] | None:
         """What `write_evaluation` kept, if anything."""
         return json.loads(self.evaluation_file.read_text()) if self.evaluation_file.is_file() else None
+
+    def write_thresholds(self, thresholds: dict[str, Any]) -> None:
+        """Budgets that were measured on the held-out images alone."""
+        write_json(self.thresholds_file, thresholds)
+
+    def read_thresholds(self) -> dict[str, Any] | None:
+        """What `write_thresholds` kept, if anything."""
+        return json.loads(self.thresholds_file.read_text()) if self.thresholds_file.is_file() else None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from trainer.evaluation.predict import mul_adds
+from trainer.run.folder import RunFolder
 
 
 @pytest.fixture
@@ -66,3 +67,17 @@ def test_refused(earlybird: Any, run: tuple[Path, list[Path]], words: list[str],
 
 def test_budgets() -> None:
     assert [mul_adds(text) for text in ("9M", "1.2g", "350")] == [9e6, 1.2e9, 350]
+
+
+def test_a_budget_is_of_the_net_that_answers(earlybird: Any, run: tuple[Path, list[Path]]) -> None:
+    folder, files = run
+    evaluation = earlybird("evaluate", folder, "--json").json
+    kept = RunFolder(folder).read_evaluation()
+    assert kept is not None
+    RunFolder(folder).write_evaluation(kept | {"iteration": kept["iteration"] - 1})
+    refused = earlybird("predict", folder, files[0], "--budget", "1G")
+    assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+    assert f"thresholds of iteration {kept['iteration'] - 1}" in refused.err
+    assert f"checkpoint is of iteration {kept['iteration']}" in refused.err
+    RunFolder(folder).write_thresholds({"iteration": kept["iteration"], "budgets": evaluation["budgeted"]})
+    assert earlybird("predict", folder, files[0], "--budget", "1G").code == 0

@@ -10,7 +10,7 @@ from trainer.evaluation.tuning import Heldout, best, candidates
 
 
 def heldout(ratio: float, *curve: tuple[float, float]) -> Heldout:
-    return Heldout(Path(f"q-{ratio}"), ratio, 100, (1.0, 5.0), curve, (50.0, 60.0), ())
+    return Heldout(Path(f"q-{ratio}"), 10, ratio, 100, (1.0, 5.0), curve, (50.0, 60.0), ())
 
 
 def test_scores_are_means_over_the_common_costs() -> None:

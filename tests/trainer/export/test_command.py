@@ -23,6 +23,7 @@ from trainer.models.authors_names import to_authors
 from trainer.models.build import build_model
 from trainer.models.config import ModelConfig
 from trainer.models.multi_exit import MultiExitNet
+from trainer.run.folder import RunFolder
 
 # As small as nets with several scales get: each graph takes seconds to write.
 _MODELS = {
@@ -131,6 +132,18 @@ def test_a_chain_may_end_at_an_earlier_exit(earlybird: Any, runs: dict[str, Path
     assert (again.code, again.err.count("\n")) == (2, 1)
     assert "is there already" in again.err
     assert "exits 1 to 2" in earlybird(*arguments[:5], 3, "--out", tmp_path / "other").err
+
+
+def test_thresholds_are_those_of_the_exported_net(runs: dict[str, Path]) -> None:
+    row = {"ratio": 1.0, "thresholds": [0.5, -1e8], "mul_adds": 1e6, "heldout_top1": 60.0}
+    folder = RunFolder(runs["msdnet"])
+    folder.write_evaluation({"iteration": 7, "budgeted": [row]})
+    with pytest.raises(ValueError, match="thresholds of iteration 7, and its newest checkpoint is of iteration 0"):
+        export_run(runs["msdnet"], "torch", num_images=4)
+    assert export_run(runs["msdnet"], "torch", last_exit=1, num_images=4)["thresholds"] == [], "a part has none"
+    folder.write_thresholds({"iteration": 0, "budgets": [row | {"exit_shares": [1.0, 0.0]}]})
+    manifest = export_run(runs["msdnet"], "torch", out=runs["msdnet"] / "whole", num_images=4)
+    assert manifest["thresholds"] == [row]
 
 
 def test_graphs_that_differ_are_not_left_behind(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
