@@ -317,6 +317,7 @@ class Training:
     def trained(self, batch: Batch) -> None:
         """An iteration is done. What could not be read in it is told of at the next log step."""
         self.watchdog.beat()
+        self.telemetry.beat()
         iteration = self.state.progress.iteration
         self.unreadable += [(iteration, row, reason) for row, reason in batch.replaced]
         if self.ledger is not None:

@@ -22,6 +22,7 @@ from dataloading.stream import Stream
 from trainer.config import read_config
 from trainer.evaluation.anytime import anytime
 from trainer.run.checkpoint import load_latest
+from trainer.run.training import Training
 from trainer.settings import setting_names
 from trainer.telemetry.jsonl import read_rows
 from trainer.telemetry.telemetry import Telemetry
@@ -133,6 +134,21 @@ def test_a_scrape_while_it_trains(
         assert share == pytest.approx(evaluated[k - 1]["top1"] / 100)
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=10)
+
+
+def test_every_iteration_is_a_sign_of_life(earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alert on earlybird_last_step_timestamp_seconds knows no log step: the time moves between two of them."""
+    seen: list[float] = []
+    between = Training.between
+
+    def noted(training: Training, *arguments: Any) -> bool:
+        seen.append(training.telemetry.metrics.read()["last_step_timestamp_seconds"][()])  # type: ignore[index]
+        return between(training, *arguments)
+
+    monkeypatch.setattr(Training, "between", noted)
+    assert earlybird.train(tmp_path / "run", "run.log_every=1000").code == 0
+    assert len(seen) == len(set(seen)) == 9
+    assert seen == sorted(seen)
 
 
 @pytest.mark.parametrize("evaluation_batch", [4, 8, 64])
