@@ -19,7 +19,7 @@ from dataloading.resize import resize_into
 from dataloading.scan import decode_rgb
 from kernels.normalize import normalize
 from trainer.evaluation.budgeted import EVERYBODY, NOBODY
-from trainer.evaluation.early_exit import Answers, answer
+from trainer.evaluation.early_exit import Answers, answer, check_thresholds
 from trainer.evaluation.thresholds import read_budgets
 from trainer.evaluation.trained_net import TrainedNet
 from trainer.models.fold import for_inference
@@ -50,7 +50,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """One a file, in order; JPEG, PNG, or whatever else training takes. A file that cannot be read costs itself alone.
 
-    Images are resized and cropped as evaluation does it. The first, untimed run is of a black image.
+    Images are resized and cropped as evaluation does it. The first, untimed run takes black ones through every block.
     Raises ValueError for a batch below 1, or where the thresholds do not fit the net.
     """
     if batch < 1:
@@ -60,9 +60,10 @@ def predict(
     data = trained.config.data
     net = for_inference(trained.net, dtype, compiled=compiled)
     device = next(net.parameters()).device
-    answer(
-        net, _ready(torch.zeros(batch, data.image_size, data.image_size, 3, dtype=torch.uint8), data, net), thresholds
-    )
+    check_thresholds(thresholds, trained.net.num_exits)
+    black = torch.zeros(batch, data.image_size, data.image_size, 3, dtype=torch.uint8)
+    last = [NOBODY] * (trained.net.num_exits - 1) + [EVERYBODY]
+    answer(net, _ready(black, data, net), last).confidences.tolist()  # waits, so that no image is charged with it
     for start in range(0, len(files), batch):
         part = files[start : start + batch]
         pixels = [_pixels(file, data) for file in part]

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from trainer.evaluation import predict as prediction
+from trainer.evaluation.early_exit import Answers, answer
 from trainer.evaluation.predict import mul_adds
 from trainer.run.folder import RunFolder
 
@@ -35,6 +37,22 @@ def test_files_are_answered_as_evaluation_counts_them(earlybird: Any, run: tuple
     assert 100 * sum(right) / len(right) == pytest.approx(evaluated["anytime"][0]["top1"])
     assert {row["exit"] for row in first} == {1}
     assert earlybird("predict", folder, *files, "--budget", "1G").code == 0
+
+
+def test_the_untimed_run_warms_every_block(
+    earlybird: Any, run: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, files = run
+    exits: list[set[int]] = []
+
+    def observed(*arguments: Any) -> Answers:
+        said = answer(*arguments)
+        exits.append(set(said.exits.tolist()))
+        return said
+
+    monkeypatch.setattr(prediction, "answer", observed)
+    assert earlybird("predict", folder, files[0], "--threshold", 0).code == 0
+    assert exits == [{1}, {0}], "the black image goes to the last exit, the file leaves at the first"
 
 
 def test_a_bad_file_costs_itself_alone(earlybird: Any, run: tuple[Path, list[Path]], tmp_path: Path) -> None:
