@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
 from trainer.config import Config
-
-Recipe = Callable[[], Config]
+from trainer.recipes.recipe import Recipe
 
 _PHASES: dict[Literal["pretrain", "finetune"], str] = {
     "pretrain": "IMTA, phase 1: gradient equilibrium.",
@@ -23,10 +22,9 @@ def imta_recipes(recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
 
 def _phase(name: str, base: Recipe, phase: Literal["pretrain", "finetune"]) -> Recipe:
     def build() -> Config:
-        config = base()
+        config = base.build()
         return replace(config, model=replace(config.model, imta=phase))
 
-    first = (base.__doc__ or "").strip().splitlines()[0]
     begins = " --from runs/" + name + "-imta-pretrain" if phase == "finetune" else ""
-    build.__doc__ = f"{first} {_PHASES[phase]}\n\nearlybird train {name}-imta-{phase}{begins}"
-    return build
+    build.__doc__ = f"{base.first_line} {_PHASES[phase]}\n\nearlybird train {name}-imta-{phase}{begins}"
+    return Recipe(build, base.num_classes)

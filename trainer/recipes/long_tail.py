@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from trainer.config import Config
-
-Recipe = Callable[[], Config]
+from trainer.recipes.recipe import Recipe
 
 IMBALANCE_FACTOR = 100.0  # the field's usual one: the last class keeps a hundredth of the first one's share
 
@@ -20,12 +19,9 @@ def long_tail_recipes(recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
 
 def _long_tailed(name: str, base: Recipe) -> Recipe:
     def build() -> Config:
-        config = base()
+        config = base.build()
         return replace(config, data=replace(config.data, imbalance_factor=IMBALANCE_FACTOR))
 
-    first = (base.__doc__ or "").strip().splitlines()[0]
     archive = "cifar-10-python.tar.gz" if name.startswith("cifar10-") else "cifar-100-python.tar.gz"
-    build.__doc__ = (
-        f"{first} Long-tailed, imbalance factor {IMBALANCE_FACTOR:g}.\n\nearlybird train {name} --data {archive}"
-    )
-    return build
+    build.__doc__ = f"{base.first_line} Long-tailed, imbalance factor {IMBALANCE_FACTOR:g}.\n\nearlybird train {name} --data {archive}"
+    return Recipe(build, base.num_classes)
