@@ -23,5 +23,6 @@ def _long_tailed(name: str, base: Recipe) -> Recipe:
         return replace(config, data=replace(config.data, imbalance_factor=IMBALANCE_FACTOR))
 
     archive = "cifar-10-python.tar.gz" if name.startswith("cifar10-") else "cifar-100-python.tar.gz"
-    build.__doc__ = f"{base.first_line} Long-tailed, imbalance factor {IMBALANCE_FACTOR:g}.\n\nearlybird train {name} --data {archive}"
+    first_line = f"{base.first_line} Long-tailed, imbalance factor {IMBALANCE_FACTOR:g}."
+    build.__doc__ = f"{first_line}\n\nearlybird train {name} --data {archive}"
     return Recipe(build, base.num_classes)
