@@ -9,7 +9,8 @@ for n samples over all ranks, since the looked-ahead parameters are linear in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -192,11 +193,12 @@ def meta_cotangent(losses: Tensor, confidences: Tensor, ratio: float) -> tuple[T
 def _finite_difference(losses: Linearised, v: list[Tensor], length: float) -> Tensor:
     """Central difference of the losses along v, [n, K]; in float32 whatever the training precision.
 
-    Half precision cannot resolve the difference: its relative error there exceeds 1.
+    Half precision cannot resolve the difference: its relative error there exceeds 1. Nor can TF32, whose 10 bits of
+    mantissa are fp16's and which cuDNN's float32 convolutions have by themselves.
     """
     network, step = losses.network, length / _norm(v)
     moved = []
-    with torch.no_grad(), untracked_batch_norm(network.trained):
+    with torch.no_grad(), untracked_batch_norm(network.trained), _no_tf32():
         for sign in (1.0, -1.0):
             ends = torch._foreach_add(list(losses.at.values()), torch._foreach_mul(v, sign * step))
             at = dict(zip(losses.at, ends, strict=True))
@@ -206,6 +208,18 @@ def _finite_difference(losses: Linearised, v: list[Tensor], length: float) -> Te
                 rows.append(network.losses(logits, part).losses)
             moved.append(torch.cat(rows))
     return (moved[0] - moved[1]) / (2.0 * step)
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """cuDNN computes float32 as float32. One switch for convolutions and recurrent nets: it cannot be read while
+    they differ."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

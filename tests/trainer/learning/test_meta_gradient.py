@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from dataloading.batch import Batch
 from trainer.config import Config
+from trainer.learning import meta_gradient as meta_gradient_module
 from trainer.learning import tangent_replay
 from trainer.learning.forward import HalfForward
 from trainer.learning.meta_gradient import Form, MetaConfig, Schedule, Update, judged, meta_gradient, meta_step
@@ -167,6 +169,21 @@ def test_finite_difference_is_near() -> None:
     expected = gradient_after(state_of(msdnet_cifar(3)), batch)
     actual = gradient_after(state_of(msdnet_cifar(3), form="finite_difference", difference=1e-7), batch)
     assert relative(actual, expected) < 1e-3
+
+
+def test_finite_difference_has_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def seeing(*call: Any) -> Any:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.conv.fp32_precision))
+        return functional_call(*call)
+
+    monkeypatch.setattr(meta_gradient_module, "functional_call", seeing)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.conv.fp32_precision
+    gradient_after(state_of(msdnet_cifar(3), form="finite_difference"), batch_of(8))
+    assert len(seen) == 2
+    assert all(not allowed and precision != "tf32" for allowed, precision in seen)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.conv.fp32_precision) == before == (True, "tf32")
 
 
 @pytest.mark.parametrize("form", ["exact", "double_backward", "finite_difference"])
