@@ -40,7 +40,6 @@ class Saver:
         self._warned = False
         self.iteration_seconds = 0.0  # of the last log window
         self.asked_at = self.saved_at = -1
-        self.best = -1.0
 
     def save(self, state: TrainState, *, unless_done: bool = False) -> None:
         """Take a snapshot and begin to write it; `unless_done`: not where this iteration was saved already.
@@ -99,20 +98,24 @@ class Saver:
             self.save(state)
             self.settle(block=True, needed=True)
 
-    def keep_best(self, state: TrainState, score: float) -> None:
-        """Keep the checkpoint of `state`, which scored `score`, if none scored higher; it is never removed."""
-        if not self.config.checkpoint.keep_best or score <= self.best:
-            return
-        self.best = score
+    def keep_best(self, state: TrainState, score: float) -> bool:
+        """Keep the checkpoint of `state`, which scored `score`, as the best one: it is never removed.
+
+        False where that failed (the other ranks than the first do not know).
+        """
         self.save(state, unless_done=True)
         self.settle(block=True)
-        if self.ranks.is_first and self.saved_at == state.progress.iteration:
-            try:
-                kept = keep_as_best(self.folder.path, self.saved_at)
-            except CheckpointError as error:
-                self.telemetry.checkpoint_failed(self.saved_at, str(error))
-                return
-            self.telemetry.event("best checkpoint", iteration=self.saved_at, top1=round(score, 2), folder=kept.name)
+        if not self.ranks.is_first:
+            return True
+        if self.saved_at != state.progress.iteration:
+            return False
+        try:
+            kept = keep_as_best(self.folder.path, self.saved_at)
+        except CheckpointError as error:
+            self.telemetry.checkpoint_failed(self.saved_at, str(error))
+            return False
+        self.telemetry.event("best checkpoint", iteration=self.saved_at, top1=round(score, 2), folder=kept.name)
+        return True
 
     def close(self) -> None:
         """Wait until what was begun is on disk, whatever ended the run."""

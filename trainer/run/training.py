@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from dataloading.datasets.contents import reasons
 from dataloading.datasets.open import ImageSet, open_dataset
 from dataloading.loader import TrainLoader
 from trainer.config import Config
-from trainer.evaluation.anytime import AnytimeRow
-from trainer.learning.meta_gradient import meta_step
 from trainer.learning.precision import resolve_precision
 from trainer.learning.state import Progress, TrainState
 from trainer.models.cost import exit_costs
@@ -25,20 +22,24 @@ from trainer.run.checkpoint import Checkpoint
 from trainer.run.deadline import Deadline
 from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder, private_files
-from trainer.run.health import RollbackError, Signs, diverged, straggler_scores
+from trainer.run.health import RollbackError, Signs, diverged
+from trainer.run.history import History
 from trainer.run.interval import Due, Interval
 from trainer.run.ledger import Ledger
+from trainer.run.log_step import LogSteps
 from trainer.run.loop import Hooks, train
 from trainer.run.origin import begun_from
+from trainer.run.phases import PHASES
 from trainer.run.resume import resume, start
 from trainer.run.saver import Saver
 from trainer.run.signals import STOP, STOPPED, Requests, Start
-from trainer.run.validation import validate
+from trainer.run.validation import Validator
+from trainer.run.verdict import judge
 from trainer.run.watchdog import BETWEEN, Watchdog
-from trainer.telemetry.jsonl import read_log
+from trainer.telemetry.jsonl import read_rows
 from trainer.telemetry.progress_bar import ProgressBar
 from trainer.telemetry.telemetry import Telemetry
-from trainer.telemetry.window import Reading, Window
+from trainer.telemetry.window import Reading
 
 logger = logging.getLogger(__name__)
 
@@ -143,16 +144,15 @@ class Training:
         self.loader, self.state, self.telemetry, self.requests = loader, state, telemetry, requests
         self.saver, self.watchdog = saver, watchdog
         self.due = Due(config.checkpoint.interval)
-        self.signs = Signs(config.sample_weights.epsilon if config.sample_weights.enabled else None)
+        signs = Signs(config.sample_weights.epsilon if config.sample_weights.enabled else None)
+        self.log_steps = LogSteps(images, ranks, telemetry, watchdog, signs)
+        self.validator = Validator(images, ranks, telemetry, requests, watchdog, signs)
+        self.history, self.num_rollbacks, self.last = History(), 0, state.progress.total
+        self.found: Checkpoint | None = None
         self.ledger: Ledger | None = None
         if config.run.record_ids:
             began = ranks.gather([time.time()])[0]
             self.ledger = Ledger(folder.path, ranks.rank, began)
-        self.evaluated_at, self.num_rollbacks, self.last = -1, 0, state.progress.total
-        self.scores: list[AnytimeRow] = []
-        self.found: Checkpoint | None = None
-        self.trained_images, self.trained_seconds = 0, 0.0  # of the whole run, all its starts together
-        self.unreadable: list[tuple[int, int, str]] = []  # iteration, row, reason; of this rank, since the log step
 
     def run(self, max_steps: int) -> dict[str, Any]:
         """Train, save, evaluate; the summary."""
@@ -175,18 +175,19 @@ class Training:
         finished = self.train()
         if finished:
             self.saver.save(self.state, unless_done=True)
-            finished = self.evaluated_at == progress.iteration or self.evaluate()
+            finished = self.history.evaluated_at == progress.iteration or self.evaluate()
         self.saver.safe(self.state)
         self.tell_grace()
         complete = progress.iteration >= progress.total
+        scores = self.history.scores
         summary = {
             "status": "preempted" if not finished else "completed" if complete else "stopped",
             "recipe": self.config.recipe,
             "iterations": progress.iteration,
-            "images_per_second": self.trained_images / self.trained_seconds if self.trained_seconds else 0.0,
-            "exits": [{key: row[key] for key in ("exit", "top1", "top5", "loss")} for row in self.scores],
+            "images_per_second": self.history.images_per_second,
+            "exits": [{key: row[key] for key in ("exit", "top1", "top5", "loss")} for row in scores],
             "seconds": time.perf_counter() - began,
-            "num_validation_images": self.scores[0]["num_images"] if self.scores else 0,
+            "num_validation_images": scores[0]["num_images"] if scores else 0,
             "data": self.images.name,
             "data_fingerprint": self.images.fingerprint,
         }
@@ -220,9 +221,9 @@ class Training:
         if self.num_rollbacks <= self.config.health.max_rollbacks:
             found = resume(self.state, self.folder, self.images, self.ranks)
         if found is None:  # alike on all ranks, as what the saver knows is not: only the first one writes
-            raise self.diverged(reason)
+            raise diverged(reason, left_at, self.saver.saved_at, self.config)
         self.state.guard.forget()
-        self.unreadable = []
+        self.log_steps.forget()
         self.resumed(found)
         self.telemetry.start(found.iteration, again=True, last=self.last, total=self.state.progress.total)
         self.telemetry.rolled_back(reason=reason, left_at=left_at, number=self.num_rollbacks)
@@ -231,16 +232,8 @@ class Training:
     def resumed(self, found: Checkpoint) -> None:
         """The state is that of a checkpoint: what the run had logged until then counts on."""
         self.found = found
-        self.trained_images, self.trained_seconds, self.evaluated_at = 0, 0.0, -1
-        iteration = self.saver.asked_at = self.saver.saved_at = self.state.progress.iteration
-        for row in read_log(self.folder.log_file):
-            if row["event"] == "train" and row["iteration"] <= iteration:
-                self.trained_images += row["images"]
-                self.trained_seconds += row["seconds"]
-            if row["event"] == "eval" and row["iteration"] <= iteration:
-                self.saver.best = max(self.saver.best, row["exits"][-1]["top1"])
-            if row["event"] == "eval" and row["iteration"] == iteration:
-                self.scores, self.evaluated_at = row["exits"], iteration
+        self.saver.asked_at = self.saver.saved_at = found.iteration
+        self.history = History.until(read_rows(self.folder.log_file), found.iteration)
 
     def tell_found(self) -> None:
         """Which checkpoint training goes on from, and which it could not."""
@@ -257,69 +250,19 @@ class Training:
 
     def log(self, state: TrainState, reading: Reading) -> None:
         """A log step. FloatingPointError where a loss is no longer finite, naming the step."""
-        progress = state.progress
-        self.trained_images += reading.images
-        self.trained_seconds += reading.seconds
-        epoch_iterations = len(self.images.train) / (2 * self.config.optim.update_batch)
-        seconds = reading.seconds / max(1, reading.num_iterations)
-        row = reading.row() | {
-            "iteration": progress.iteration,
-            "epoch": progress.iteration / epoch_iterations,
-            "learning_rate": state.lr,
-            "weight_net_learning_rate": state.weight_net_lr,
-            "checkpoint_interval_seconds": self.due.interval.lasts(seconds, epoch_iterations),
-        }
-        told = self.ranks.gather([(reading.own.work_seconds, self.unreadable)])  # one message a rank and log step
-        if self.ranks.world_size > 1:
-            row["straggler_scores"] = straggler_scores([work for work, _ in told])
-        for iteration, image, reason in (bad for _, unreadable in told for bad in unreadable):
-            self.telemetry.bad_image(reason, iteration=iteration, row=image, name=self.images.train.name(image))
-        self.unreadable = []
-        self.telemetry.train(row, reading.own)
-        self.saver.iteration_seconds = seconds
-        for name, fields in (*self.signs.trained(reading), *self.signs.compared(row.get("straggler_scores", []))):
-            self.telemetry.event(name, iteration=progress.iteration, **fields)
-        for phase, took in self.watchdog.stalls():
-            self.telemetry.stalled(phase, took, iteration=progress.iteration)
+        self.history.trained(reading)
+        self.saver.iteration_seconds = self.log_steps.log(state, reading, self.due.interval)
         self.judge(None if reading.finite else f"a training loss is not finite (by exit: {reading.loss})")
 
     def judge(self, seen: str | None = None) -> None:
-        """Follow health.non_finite where updates were left out since the last time; waits for the device.
-
-        seen  what else is known to be not finite
-        Raises FloatingPointError where the run must end, RollbackError where it must go back.
-        """
-        health, scaled, guard = self.config.health, self.state.scaled, self.state.guard
-        left_out, in_a_row = guard.read()
-        culprits = self.ranks.gather([guard.culprit(self.ranks.rank)]) if left_out else []  # alike on every rank
-        guard.forget_losses()
-        where = "; ".join(str(culprit) for culprit in culprits if culprit is not None)
-        if left_out:
-            iteration = self.state.progress.iteration
-            self.telemetry.skipped_step("fp16_overflow" if scaled else "non_finite", left_out, iteration=iteration)
-            if not scaled:
-                self.telemetry.event("not finite", iteration=iteration, updates=left_out, where=where or "a gradient")
-        elif seen is None:
-            return
-        skipping = health.non_finite == "skip" or scaled  # the loss scale is found by overflowing
-        if left_out and skipping and in_a_row <= health.max_skips:
-            return
-        what = seen or "a gradient is not finite"
-        if left_out:
-            what += f" ({left_out} updates were left out, {in_a_row} in a row{f'; first on {where}' if where else ''})"
-        if health.non_finite == "rollback":
-            raise RollbackError(what)
-        raise self.diverged(what)
-
-    def diverged(self, what: str) -> FloatingPointError:
-        return diverged(what, self.state.progress.iteration, self.saver.saved_at, self.config)
+        judge(self.state, self.ranks, self.telemetry, self.saver.saved_at, seen)
 
     def trained(self, batch: Batch) -> None:
-        """An iteration is done. What could not be read in it is told of at the next log step."""
+        """An iteration is done."""
         self.watchdog.beat()
         self.telemetry.beat()
         iteration = self.state.progress.iteration
-        self.unreadable += [(iteration, row, reason) for row, reason in batch.replaced]
+        self.log_steps.trained(iteration, batch)
         if self.ledger is not None:
             self.ledger.write(iteration - 1, batch.ids)
 
@@ -346,47 +289,14 @@ class Training:
             self.saver.safe(self.state)
         return stop
 
-    def may_go_on(self) -> bool:
-        """Before every batch of an evaluation, on every rank: False, alike on all, where a stop is asked for."""
-        self.watchdog.beat()
-        self.telemetry.beat()
-        stop, save = self.requests.poll()
-        if save and not stop:
-            self.requests.ask_to_save()  # after the next iteration
-        return not stop
-
     def evaluate(self) -> bool:
-        """Score every exit on the validation images, each exactly once over all ranks.
-
-        False where it was given up, on all ranks after the same batch, since a stop was asked for.
-        """
-        began, iteration = time.perf_counter(), self.state.progress.iteration
-        found = validate(self.state, self.images, self.ranks, self.may_go_on)
-        if found is None:
-            self.telemetry.event("evaluation given up", iteration=iteration)
+        """Score every exit, keep the best checkpoint; False where that was given up, since a stop was asked for."""
+        scores = self.validator.evaluate(self.state)
+        if scores is None:
             return False
         self.saver.settle()
-        self.scores, self.evaluated_at = found.scores, iteration
-        self.telemetry.evaluation(
-            found.scores,
-            split="val",
-            iteration=iteration,
-            seconds=time.perf_counter() - began,
-            unreadable=found.unreadable,
-        )
-        for name, fields in self.signs.evaluated(self.scores):
-            self.telemetry.event(name, iteration=self.evaluated_at, **fields)
-        self.saver.keep_best(self.state, self.scores[-1]["top1"])
+        self.history.evaluated(scores, self.state.progress.iteration)
+        top1 = scores[-1]["top1"]
+        if self.config.checkpoint.keep_best and top1 > self.history.best and self.saver.keep_best(self.state, top1):
+            self.history.best = top1
         return True
-
-
-# What the watchdog calls what it finds the training thread in.
-PHASES: dict[Callable[..., Any], str] = {
-    Window.fetched: "data",
-    train: "train",
-    meta_step: "meta",
-    Window.read: "log",
-    Training.evaluate: "evaluation",
-    Saver.save: "checkpoint",
-    Saver.settle: "checkpoint",
-}

@@ -1,7 +1,8 @@
-"""An evaluation in the middle of a run, which may be given up."""
+"""Evaluations in the middle of a run, which may be given up."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,6 +14,55 @@ from trainer.evaluation.anytime import AnytimeRow, anytime
 from trainer.learning.state import TrainState
 from trainer.run.build import scoring_loader
 from trainer.run.distributed import Ranks
+from trainer.run.health import Signs
+from trainer.run.signals import Requests
+from trainer.run.watchdog import Watchdog
+from trainer.telemetry.telemetry import Telemetry
+
+
+class Validator:
+    """Scores the state of a run, unless a stop is asked for, and tells of it."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        ranks: Ranks,
+        telemetry: Telemetry,
+        requests: Requests,
+        watchdog: Watchdog,
+        signs: Signs,
+    ) -> None:
+        self._images, self._ranks, self._telemetry = images, ranks, telemetry
+        self._requests, self._watchdog, self._signs = requests, watchdog, signs
+
+    def evaluate(self, state: TrainState) -> list[AnytimeRow] | None:
+        """Every exit's scores on the validation images, each exactly once over all ranks.
+
+        None where it was given up, on all ranks after the same batch, since a stop was asked for.
+        """
+        began, iteration = time.perf_counter(), state.progress.iteration
+        found = validate(state, self._images, self._ranks, self._may_go_on)
+        if found is None:
+            self._telemetry.event("evaluation given up", iteration=iteration)
+            return None
+        self._telemetry.evaluation(
+            found.scores,
+            split="val",
+            iteration=iteration,
+            seconds=time.perf_counter() - began,
+            unreadable=found.unreadable,
+        )
+        for name, fields in self._signs.evaluated(found.scores):
+            self._telemetry.event(name, iteration=iteration, **fields)
+        return found.scores
+
+    def _may_go_on(self) -> bool:
+        self._watchdog.beat()
+        self._telemetry.beat()
+        stop, save = self._requests.poll()
+        if save and not stop:
+            self._requests.ask_to_save()  # after the next iteration
+        return not stop
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,33 @@ def test_keeps_the_best(earlybird: Any, tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads((run / "summary.json").read_text())["exits"][-1]["top1"] == 40.0
 
 
+def test_what_could_not_be_kept_is_not_the_best(
+    earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 10, 30, 20 and 15 the second one meets a full disk: 20 is then the best, in this process and in the next."""
+    from trainer.run import validation
+
+    run, scores, calls = tmp_path / "run", iter([10.0, 30.0, 20.0, 15.0]), iter(range(9))
+    score, keep = validation.anytime, saver.keep_as_best
+
+    def given(*arguments: Any) -> Any:
+        rows = score(*arguments)
+        rows[-1]["top1"] = next(scores)
+        return rows
+
+    def kept(*arguments: Any) -> Path:
+        if next(calls) == 1:
+            raise CheckpointError("No space left on device")
+        return keep(*arguments)
+
+    monkeypatch.setattr(validation, "anytime", given)
+    monkeypatch.setattr(saver, "keep_as_best", kept)
+    settings = ["run.evaluate_every=1", "checkpoint.keep_best=true", "run.epochs=4"]
+    for last in (14, 18):
+        assert earlybird.train(run, *settings, more=["--max-steps", last]).code == 0
+        assert [path.name for path in (run / "checkpoints").glob("best-*")] == ["best-step-0000014"]
+
+
 def test_keeping_the_best_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best one before stays where the disk refuses; keeping the same one again changes nothing."""
     tensors = {"model.weight": torch.ones(3)}
