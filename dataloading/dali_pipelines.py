@@ -47,7 +47,8 @@ def _options(max_batch: int, num_threads: int, queue: int, device_id: int | None
         "batch_size": max_batch,
         "num_threads": num_threads,
         "prefetch_queue_depth": queue,
-        "exec_pipelined": False,
+        "exec_pipelined": False,  # one run a schedule_run: with it, the first would start a whole queue of them
+        "exec_dynamic": True,  # outputs in a stream of one's own, which stay whole for as long as they are held
         "device_id": device_id,
     }
 
