@@ -102,11 +102,15 @@ class RunFolder:
         return read_config(self.config_file)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """How the run stands, for programs."""
+        """How the run's last start ended, for programs: `status` completed, stopped, preempted, diverged or failed."""
         write_json(self.summary_file, summary)
 
+    def remove_summary(self) -> None:
+        """A start begins: none has ended since."""
+        self.summary_file.unlink(missing_ok=True)
+
     def read_summary(self) -> dict[str, Any] | None:
-        """What `write_summary` kept, if anything."""
+        """What `write_summary` kept; None while the run trains, or where it died without a word."""
         return json.loads(self.summary_file.read_text()) if self.summary_file.is_file() else None
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:

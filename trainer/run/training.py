@@ -119,8 +119,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         try:
             return training.run(options.max_steps)
         except Exception as error:
-            status = "diverged" if isinstance(error, FloatingPointError) else "failed"
-            telemetry.close(status=status, iteration=state.progress.iteration)
+            training.close("diverged" if isinstance(error, FloatingPointError) else "failed", reason=str(error))
             raise
 
 
@@ -160,6 +159,8 @@ class Training:
         began = time.perf_counter()
         self.last = min(progress.total, max_steps or progress.total)
         left_out = self.images.quarantined
+        if self.ranks.is_first:
+            self.folder.remove_summary()  # of the start before
         self.telemetry.start(
             progress.iteration,
             left_out=reasons(left_out),
@@ -180,14 +181,24 @@ class Training:
         self.tell_grace()
         complete = progress.iteration >= progress.total
         scores = self.history.scores
+        summary = self.close(
+            "preempted" if not finished else "completed" if complete else "stopped",
+            images_per_second=self.history.images_per_second,
+            exits=[{key: row[key] for key in ("exit", "top1", "top5", "loss")} for row in scores],
+            seconds=time.perf_counter() - began,
+            num_validation_images=scores[0]["num_images"] if scores else 0,
+        )
+        self.ranks.barrier()  # torchrun ends the others once one rank has left: none may while the first one writes
+        return summary
+
+    def close(self, status: str, **fields: Any) -> dict[str, Any]:
+        """Write how this start ended, for programs and into the log; the summary."""
+        iteration = self.state.progress.iteration
         summary = {
-            "status": "preempted" if not finished else "completed" if complete else "stopped",
+            "status": status,
             "recipe": self.config.recipe,
-            "iterations": progress.iteration,
-            "images_per_second": self.history.images_per_second,
-            "exits": [{key: row[key] for key in ("exit", "top1", "top5", "loss")} for row in scores],
-            "seconds": time.perf_counter() - began,
-            "num_validation_images": scores[0]["num_images"] if scores else 0,
+            "iterations": iteration,
+            **fields,
             "data": self.images.name,
             "data_fingerprint": self.images.fingerprint,
         }
@@ -196,8 +207,7 @@ class Training:
                 self.folder.write_summary(summary)
             except OSError as error:  # the state is safe, and the summary printed
                 self.telemetry.event("summary failed", reason=str(error))
-        self.telemetry.close(status=summary["status"], iteration=progress.iteration)
-        self.ranks.barrier()  # torchrun ends the others once one rank has left: none may while the first one writes
+        self.telemetry.close(status=status, iteration=iteration)
         return summary
 
     def train(self) -> bool:

@@ -23,6 +23,7 @@ from trainer.config import read_config
 from trainer.evaluation.anytime import anytime
 from trainer.run.checkpoint import load_latest
 from trainer.run.training import Training
+from trainer.run.trials import is_complete
 from trainer.settings import setting_names
 from trainer.telemetry.jsonl import read_rows
 from trainer.telemetry.telemetry import Telemetry
@@ -206,6 +207,31 @@ def test_a_stopped_run_is_not_trained_further_than_asked(earlybird: Any, tmp_pat
         trained = [(row["images"], row["seconds"]) for row in events(run, "train")]
         num_images, seconds = map(sum, zip(*trained, strict=True))
         assert summary["images_per_second"] == pytest.approx(num_images / seconds)  # of all starts together
+
+
+def test_the_summary_is_of_the_last_start(earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a later start trains there is none; one that diverges or fails says so in the place of the one before."""
+    run, seen = tmp_path / "run", []
+    between = Training.between
+
+    def looked(training: Training, *arguments: Any) -> bool:
+        seen.append((run / "summary.json").exists())
+        if training.state.progress.iteration == 8:
+            raise ValueError("the reader broke")
+        return between(training, *arguments)
+
+    def summary() -> list[Any]:
+        kept = json.loads((run / "summary.json").read_text())
+        return [kept["status"], kept["iterations"], kept.get("reason", "").split(":")[0], is_complete(run, 3)]
+
+    assert earlybird.train(run, more=["--max-steps", 3]).code == 0
+    assert summary() == ["stopped", 3, "", True]
+    assert earlybird.train(run, "optim.base_lr=1e18", "run.log_every=2", more=["--allow", "optim.base_lr"]).code == 3
+    assert summary() == ["diverged", 4, "training diverged", False]
+    monkeypatch.setattr(Training, "between", looked)
+    assert earlybird.train(run, more=["--allow", "optim.base_lr"]).code == 2
+    assert seen == [False] * 5
+    assert summary() == ["failed", 8, "the reader broke", False]
 
 
 def test_two_ranks_train_as_one(earlybird: Any, tmp_path: Path) -> None:
