@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +20,19 @@ from dataloading.batch import Batch
 from kernels.backend import Choice
 from kernels.exit_losses import ExitLosses, exit_losses, exit_losses_jvp
 from trainer.learning.collectives import collective_spans
+from trainer.learning.compiled_tangents import CompiledTangents
 from trainer.learning.distillation import DistillationConfig, distilled, distilled_jvp
 from trainer.learning.precision import Precision
-from trainer.learning.tangent_replay import Tape, replayable
+from trainer.learning.tangent_replay import Tape, pushforward, replayable
 from trainer.models.equilibrium import true_gradients
 from trainer.models.imta import ImtaHead, ImtaNet
 from trainer.models.multi_exit import MultiExitNet
 from trainer.telemetry.spans import Mark, mark
 
+logger = logging.getLogger(__name__)
+
 Logits = Sequence[Tensor]
+Tangents = Literal["replayed", "recorded", "compiled", "dual"]
 
 
 @dataclass(frozen=True)
@@ -68,14 +74,29 @@ class Network:
         if not isinstance(self.module, ImtaNet):
             return batch
         with self.precision.autocast():
-            features = self.module.seen(self._cast(batch.images))
+            features = self.module.seen(self.cast(batch.images))
         return replace(batch, images=features.to(self.precision.parameter_dtype))
 
     @cached_property
-    def replayable(self) -> bool:
-        """Whether a forward pass can be recorded and followed leaf by leaf: a compiled one has no leaves, one that is
-        computed again keeps none."""
-        return self.compiled is None and not self.module.recompute and not replayable(self.trained)
+    def tangents(self) -> Tangents:
+        """How losses are differentiated along a direction (see `Linearised.along`); logged with the reason."""
+        how: Tangents = "replayed"
+        if unruled := replayable(self.trained):
+            how, why = "dual", f"{unruled} has no tangent rule"
+        elif self.module.recompute:
+            how, why = "dual", "optim.recompute is to keep no activations"
+        elif self.compiled is not None:
+            how, why = "compiled", "precision.compile, whose pass has no leaves to record"
+        elif self.accumulation > 1:
+            how, why = "recorded", "a half in micro-batches is too large to record"
+        else:
+            why = "the half's own pass is recorded"
+        logger.info("meta gradient: tangents are %s: %s", how, why)
+        return how
+
+    @cached_property
+    def compiled_tangents(self) -> CompiledTangents:
+        return CompiledTangents(self.trained)
 
     def logits(
         self, images: Tensor, parameters: dict[str, Tensor] | None = None, eager: bool = False, judging: bool = False
@@ -85,7 +106,7 @@ class Network:
         eager: for what a compiled net cannot do, a second derivative or dual tensors; judging: see `losses`.
         """
         with self.precision.autocast(), true_gradients(self.trained) if judging else nullcontext():
-            images = self._cast(images)
+            images = self.cast(images)
             if parameters is None:
                 return self.tracked(images)
             if eager or self.compiled is None:
@@ -95,7 +116,7 @@ class Network:
             named = {name: buffer.clone() for name, buffer in self.trained.named_buffers()} | parameters
             return functional_call(self.compiled, {f"_orig_mod.{name}": v for name, v in named.items()}, (images,))
 
-    def _cast(self, images: Tensor) -> Tensor:
+    def cast(self, images: Tensor) -> Tensor:
         return images.to(self.precision.parameter_dtype) if images.dtype == torch.float32 else images
 
     def losses(self, logits: Logits, part: Batch, judging: bool = False, backend: Choice = "auto") -> ExitLosses:
@@ -175,7 +196,7 @@ class HalfForward:
         self._graph: ExitLosses | None = None
         self._values: ExitLosses | None = None
         self._logits: Logits = ()
-        self._tape = Tape(network.trained) if record and network.replayable and len(self.parts) == 1 else None
+        self._tape = Tape(network.trained) if record and network.tangents == "replayed" else None
         if len(self.parts) == 1:
             with self._tape.recording() if self._tape is not None else nullcontext():
                 self._logits = network.logits(half.images, parameters, judging=judging)
@@ -259,7 +280,9 @@ class Linearised:
     def along(self, direction: Sequence[Tensor]) -> Tensor:
         """[n, K]: the derivative of every loss along `direction` (one tensor per parameter).
 
-        By tangent replay of the recorded pass; where none was recorded by dual tensors, which run the pass again.
+        replayed  tangents follow the recorded pass
+        recorded  the pass runs again, micro-batch by micro-batch, and is followed at once; compiled: in one graph
+        dual      dual tensors: the pass runs again, and no activation outlives its layer
         """
         moves = dict(zip(self.at, direction, strict=True))
         network = self.network
@@ -268,6 +291,8 @@ class Linearised:
                 with network.precision.autocast():
                     tangents = self.tape.replay(self.half.images, self.at, moves)
                 return network.losses_jvp(self.logits, tangents, self.half)
+        if network.tangents in ("recorded", "compiled"):
+            return torch.cat([self._followed(part, moves) for part in self.parts])
         rows = []
         with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)  # torch's own forward-mode rules
@@ -276,6 +301,17 @@ class Linearised:
                 losses = network.losses(network.logits(part.images, dual, eager=True), part).losses
                 rows.append(forward_ad.unpack_dual(losses).tangent)
         return torch.cat(rows)
+
+    def _followed(self, part: Batch, moves: dict[str, Tensor]) -> Tensor:
+        network = self.network
+        with torch.no_grad(), untracked_batch_norm(network.trained):
+            with network.precision.autocast():
+                images = network.cast(part.images)
+                if network.tangents == "compiled":
+                    logits, tangents = network.compiled_tangents(images, self.at, moves)
+                else:
+                    logits, tangents = pushforward(network.trained, images, self.at, moves)
+            return network.losses_jvp(logits, tangents, part)
 
 
 def _detached(parts: Sequence[ExitLosses]) -> ExitLosses:

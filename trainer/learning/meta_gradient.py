@@ -23,6 +23,7 @@ from kernels.exit_routing import quotas, route
 from kernels.lookahead import lookahead
 from trainer.learning.collectives import gather_rows, mean_over_ranks, sum_over_ranks, world_size
 from trainer.learning.forward import HalfForward, Linearised, untracked_batch_norm
+from trainer.learning.layout import laid_out_as
 from trainer.learning.optim import momentum_buffers
 from trainer.learning.sample_weights import SampleWeights, weigh
 from trainer.learning.state import TrainState
@@ -135,8 +136,8 @@ def judged(state: TrainState, update: Update, meta: HalfForward) -> tuple[Tensor
     factor = 1.0 + optim.momentum if optim.nesterov else 1.0
     num_samples = len(update.losses.half) * world_size()
     slope = slope * (-state.rate * factor / num_samples) / stretch
-    if state.scaled and state.config.meta.schedule == "online":
-        # A real update that overflowed was left out: no weight had a part in where the parameters are.
+    if state.config.meta.schedule == "online":
+        # A real update that was not finite was left out: no weight had a part in where the parameters are.
         now = [p.detach() for p in state.network.parameters.values()]
         steps = torch._foreach_sub(now, list(update.losses.at.values()))
         slope = slope * torch.stack(torch._foreach_norm(steps)).any()
@@ -162,17 +163,7 @@ def _leaves(state: TrainState, values: list[Tensor]) -> dict[str, Tensor]:
     """The values by parameter name, leaves of a graph."""
     parameters = state.network.parameters
     pairs = zip(parameters.values(), values, strict=True)
-    return {name: torch.nn.Parameter(_laid_out_as(*pair)) for name, pair in zip(parameters, pairs, strict=True)}
-
-
-def _laid_out_as(parameter: Tensor, values: Tensor) -> Tensor:
-    """`values` with the strides of `parameter`, those of dimensions of one place too: a compiled net asks for them."""
-    if values.stride() == parameter.stride():
-        return values
-    apart = [a != b for a, b, n in zip(values.stride(), parameter.stride(), parameter.shape, strict=True) if n > 1]
-    return (
-        torch.empty_like(parameter).copy_(values) if any(apart) else values.as_strided(values.shape, parameter.stride())
-    )
+    return {name: torch.nn.Parameter(laid_out_as(*pair)) for name, pair in zip(parameters, pairs, strict=True)}
 
 
 def meta_cotangent(losses: Tensor, confidences: Tensor, ratio: float) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trainer.learning.layout import laid_out_as
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -119,24 +121,26 @@ def build_sgd(
             )
         from apex.optimizers import FusedSGD
 
-        return FusedSGD(parameters, **settings)
+        return _by_place(FusedSGD(parameters, **settings))
     if config.backend == "plain":
         if rate_on_device:
             raise ValueError("optim.backend is plain, which asks the host, with precision.cuda_graphs; turn one off")
         return torch.optim.SGD(parameters, **settings)
     # Fused, a step that must be left out is left out without asking the GPU for the reason.
-    sgd = torch.optim.SGD(parameters, fused=True, **settings)
-    sgd.register_step_pre_hook(_lay_out_gradients)
-    return sgd
+    return _by_place(torch.optim.SGD(parameters, fused=True, **settings))
+
+
+def _by_place(fused: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer, whose fused step pairs values by their place in memory: gradients come laid out as parameters."""
+    fused.register_step_pre_hook(_lay_out_gradients)
+    return fused
 
 
 def _lay_out_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Give every gradient its parameter's memory layout: a fused step pairs values by their place in memory."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            gradient = parameter.grad
-            if gradient is not None and gradient.stride() != parameter.stride():
-                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+            if parameter.grad is not None:
+                parameter.grad = laid_out_as(parameter, parameter.grad)
 
 
 def build_adam(

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from trainer.models.equilibrium import GradientScale
 
@@ -58,6 +59,19 @@ class Tape:
                 forwards[leaf] = partial(_follow, RULES[type(leaf)][1], leaf, self.kept[leaf], at, moves, zero)
         with _running(forwards):
             return self.module(zero)
+
+
+def pushforward(
+    module: nn.Module, images: Tensor, parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """(logits, their tangents along `direction`), K tensors [n, C] each, by a recorded pass at `parameters` of its own.
+
+    Call without grad.
+    """
+    tape = Tape(module)
+    with tape.recording():
+        logits = functional_call(module, dict(parameters), (images,))
+    return logits, tape.replay(images, parameters, direction)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def test_exact_is_the_derivative_of_the_meta_loss(phase: Phase) -> None:
     state = state_of(phase)
     a, b = prepared(state)
     forward = HalfForward(state.network, a, record=True)
-    assert state.network.replayable
+    assert state.network.tangents == "replayed"
     assert state.weight_net is not None
     weights = weigh(state.weight_net, forward.values.losses, forward.values.confidences, state.config.sample_weights)
     slope, loss = meta_gradient(state, forward, weights, b)

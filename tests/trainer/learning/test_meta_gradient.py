@@ -119,7 +119,7 @@ def test_exact_equals_double_backward(centre: Centre, nesterov: bool) -> None:
 def test_every_net_is_replayed_exactly(model: ModelConfig, size: int, num_images: int) -> None:
     batch = batch_of(num_images, size)
     states = [state_of(model, form=form, update_batch=num_images // 2) for form in ("double_backward", "exact")]
-    assert states[1].network.replayable
+    assert states[1].network.tangents == "replayed"
     expected, actual = (gradient_after(state, batch) for state in states)
     assert relative(actual, expected) < 1e-9
 
@@ -255,6 +255,19 @@ def test_online_step_left_out_teaches_nothing() -> None:
     assert torch.equal(slope, torch.zeros_like(slope))
 
 
+def test_online_step_that_was_not_finite_teaches_nothing() -> None:
+    """Losses are finite, a gradient is not, and no scaler is there: the guard leaves the update out."""
+    batch, state = batch_of(16), state_of(msdnet_cifar(3), schedule="online")
+    a, b = next(batch.crossed_halves())
+    forward = HalfForward(state.network, a, record=True)
+    meta_step(state, forward, b)
+    forward.backward(torch.full((8, 3), torch.inf, dtype=torch.float64), state.scaler.scale)
+    state.step_backbone()
+    assert state.update is not None
+    slope, _ = judged(state, state.update, HalfForward(state.network, b))
+    assert torch.equal(slope, torch.zeros_like(slope))
+
+
 def test_online_moves_the_weight_net_once_an_iteration_and_keeps_nothing() -> None:
     state, batch = state_of(msdnet_cifar(3), schedule="online"), batch_of(16)
     assert state.weight_net is not None
@@ -303,7 +316,7 @@ def test_a_net_without_rules_is_followed_by_dual_tensors() -> None:
         for layer in [m for m in state.network.module.modules() if hasattr(m, "relu")]:
             layer.relu = torch.nn.Softplus()
         grads.append(gradient_after(state, batch))
-    assert not state.network.replayable
+    assert state.network.tangents == "dual"
     assert HalfForward(state.network, batch[:8], record=True)._tape is None
     assert relative(grads[1], grads[0]) < 1e-9
 
@@ -312,10 +325,11 @@ def test_a_net_without_rules_is_followed_by_dual_tensors() -> None:
 def test_compiled_steps_are_the_eager_ones(
     schedule: Schedule, channels_last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One compiled graph serves all passes, at the net's parameters and at those ahead ("aot_eager": all but code)."""
+    """One compiled graph serves all passes, at the net's parameters and at those ahead, and another one the tangents
+    ("aot_eager": all but code)."""
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="aot_eager"))
-    model = dataclasses.replace(msdnet_cifar(2), first_channels=8, growth=4, classifier_channels=16)
+    monkeypatch.setattr(torch, "compile", lambda module, **how: compile_(module, backend="aot_eager", **how))
+    model = dataclasses.replace(msdnet_cifar(2), first_channels=8, growth=4, classifier_channels=16, base=1, step=1)
     ends = []
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -333,7 +347,7 @@ def test_compiled_steps_are_the_eager_ones(
             assert state.weight_net is not None
             tensors = [*state.network.module.state_dict().values(), *state.weight_net.state_dict().values()]
             ends.append(torch.cat([t.detach().double().flatten() for t in tensors]))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     torch._dynamo.reset()
     assert relative(ends[1], ends[0]) < 1e-9
 

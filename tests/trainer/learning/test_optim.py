@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.machinery
 import itertools
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -111,3 +114,26 @@ def test_memory_layouts_and_backends_make_no_difference(momentum: float) -> None
 def test_apex_is_never_replaced_silently() -> None:
     with pytest.raises(ValueError, match=r"optim\.backend is apex.*amp_C.*optim\.backend=torch"):
         build_sgd([nn.Parameter(torch.zeros(1))], OptimConfig(backend="apex"))
+
+
+def test_apex_gets_gradients_laid_out_as_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels pair values by their place in memory. (A stand-in that insists: the real one needs a GPU.)"""
+
+    class FusedSGD(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                assert all(p.grad.stride() == p.stride() for p in group["params"])
+            super().step()
+
+    optimizers = types.ModuleType("apex.optimizers")
+    optimizers.FusedSGD = FusedSGD  # type: ignore[attr-defined]
+    for name, module in {"amp_C": types.ModuleType("amp_C"), "apex": types.ModuleType("apex")}.items():
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
+    weight = nn.Parameter(torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last))
+    theirs = build_sgd([weight], OptimConfig(64, backend="apex"))
+    weight.grad = torch.randn(4, 3, 3, 3)
+    moved = weight.detach() - theirs.param_groups[0]["lr"] * (weight.grad + 1e-4 * weight.detach())
+    theirs.step()
+    torch.testing.assert_close(weight.detach(), moved)
