@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.cli_benchmark import benchmark_app
+from trainer.cli_cost import cost
 from trainer.cli_data import data_app, prepare
 from trainer.cli_doctor import doctor
 from trainer.cli_export import export, import_checkpoint
@@ -44,6 +45,7 @@ app.command()(submit)
 app.command()(sweep)
 app.command()(tune)
 app.command()(reproduce)
+app.command()(cost)
 app.command()(status)
 app.command()(logs)
 app.command()(cancel)
@@ -216,34 +218,3 @@ def report(
         raise ValueError(f"--out {out} is for several runs; the report of one is {runs[0] / 'report.html'}")
     page = write_report(runs[0], RunFolder(runs[0]).read_evaluation())
     print(json.dumps({"report": str(page)}) if as_json else f"Report: {page}")
-
-
-@app.command()
-def cost(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Cumulative parameters and Mul-Adds of every exit, beside the published figures."""
-    from trainer.config import resolve
-    from trainer.reporting.cost_table import cost_table
-
-    table = cost_table(resolve(recipe, settings or []))
-    if as_json:
-        print(json.dumps(table))
-        return
-    console = Console()
-    unit, per = ("G", 1e9) if table["exits"][-1]["mul_adds"] > 2e8 else ("M", 1e6)
-    shown = Table("exit", "params M", "published", f"Mul-Adds {unit}", "published", f"fvcore's {unit}")
-    for row in table["exits"]:
-        published = row["published_mul_adds_g"]
-        shown.add_row(
-            str(row["exit"]),
-            f"{row['params'] / 1e6:.4f}",
-            _or_dash(row["published_params_m"]),
-            f"{row['mul_adds'] / per:.4f}",
-            _or_dash(None if published is None else round(published * 1e9 / per, 6)),
-            f"{row['fvcore_mul_adds'] / per:.4f}",
-        )
-    console.print(shown)
-    console.print(table["note"], highlight=False)
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"

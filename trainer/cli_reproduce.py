@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from trainer.cli_cost import reproduce_costs
 from trainer.cli_options import AsJson, Data, Device, Settings
 from trainer.cli_place import (
     Cpus,
@@ -70,7 +71,7 @@ def reproduce(
     from trainer.run.trials import is_complete, run_trials, seeded
 
     if table == COST:
-        _cost(as_json)
+        reproduce_costs(as_json)
         return
     rows = accuracy_rows(table)
     if from_runs:
@@ -90,27 +91,6 @@ def reproduce(
     states = run_trials(trials, where, teller(home))
     _show(table, accuracy_table(table, [run for run, state in states.items() if state == "completed"]), as_json)
     if any(state != "completed" for state in states.values()):
-        raise typer.Exit(1)
-
-
-def _cost(as_json: bool) -> None:
-    from trainer.reporting.tables import cost_rows
-
-    rows = cost_rows()
-    differing = sum(row["difference"] != 0 for row in rows)
-    if as_json:
-        print(json.dumps({"table": "cost", "rows": rows, "differing": differing}))
-    else:
-        table = Table("figure", "", "exit 1", "2", "3", "4", "5")
-        for recipe, figure in dict.fromkeys((row["recipe"], row["figure"]) for row in rows):
-            same = [row for row in rows if (row["recipe"], row["figure"]) == (recipe, figure)]
-            for name in ("published", "ours", "difference"):
-                table.add_row(
-                    f"{recipe}, {figure}" if name == "published" else "", name, *(f"{row[name]:.2f}" for row in same)
-                )
-        Console(soft_wrap=True).print(table, highlight=False)
-        print(f"{len(rows)} figures, {differing} differ at the printed digits")
-    if differing:
         raise typer.Exit(1)
 
 

@@ -12,14 +12,6 @@ NET = ("data.image_size=32", "data.source=synthetic", "data.synthetic_images=80"
 SMALL = (*NET, "model.first_channels=4", "model.growth=2", "optim.update_batch=8", "run.epochs=1")
 
 
-def test_cost_tables_are_as_published(earlybird: Any) -> None:
-    done = earlybird("reproduce", "cost", "--json")
-    assert done.code == 0
-    assert done.json["differing"] == 0
-    assert len(done.json["rows"]) == 35
-    assert all(row["difference"] == 0 and row["published"] > 0 for row in done.json["rows"])
-
-
 def test_collects_runs_of_a_table(earlybird: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = [word for setting in (*SMALL, "weight_net.width=10") for word in ("--set", setting)]

@@ -9,12 +9,10 @@ from typing import Any
 
 from trainer.config import Config, resolve
 from trainer.reporting.comparison import Group, read_groups
-from trainer.reporting.cost_table import cost_table
 from trainer.reporting.provenance import FREE
 from trainer.reporting.published import (
     ACCURACY,
     BASELINE,
-    COSTS,
     LABEL_SMOOTHING,
     WEIGHT_NET_ABLATION,
     PublishedAccuracy,
@@ -67,35 +65,6 @@ def accuracy_rows(name: str) -> tuple[TableRow, ...]:
     if name not in found:
         raise ValueError(f"unknown table {name!r}{nearest(name, table_names())}; there are {', '.join(table_names())}")
     return found[name]
-
-
-def cost_rows() -> list[dict[str, Any]]:
-    """Every published cost and ours at as many digits, with the difference: {"recipe", "figure", "exit", "published",
-    "ours", "difference"}; parameters and ImageNet's Mul-Adds as printed in M and G, CIFAR's Mul-Adds in M."""
-    rows = []
-    for recipe, published in COSTS.items():
-        exits = cost_table(resolve(recipe, []))["exits"]
-        in_millions = published.params_m is None
-        scale, unit = (1e6, "Mul-Adds M") if in_millions else (1e9, "Mul-Adds G")
-        for row in exits:
-            figures = []
-            if row["published_params_m"] is not None:
-                figures.append(("params M", row["params"] / 1e6, row["published_params_m"]))
-            if row["published_mul_adds_g"] is not None:
-                figures.append((unit, row["mul_adds"] / scale, round(row["published_mul_adds_g"] * 1e9 / scale, 2)))
-            for figure, exactly, theirs in figures:
-                ours = round(exactly, 2)  # the papers print two digits behind the point
-                rows.append(
-                    {
-                        "recipe": recipe,
-                        "figure": figure,
-                        "exit": row["exit"],
-                        "published": theirs,
-                        "ours": ours,
-                        "difference": round(ours - theirs, 2),
-                    }
-                )
-    return rows
 
 
 def accuracy_table(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:

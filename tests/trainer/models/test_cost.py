@@ -1,4 +1,4 @@
-"""Cost of every exit: the published digits, and fvcore's count to the last operation."""
+"""Cost of every exit: the authors' count, and fvcore's to the last operation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from trainer.models.config import ModelConfig, msdnet_cifar, msdnet_imagenet, ranet_cifar, ranet_imagenet
 from trainer.models.cost import exit_costs, exit_operations, fvcore_costs
-from trainer.reporting.published import published_costs
 
 
 def net_named(name: str) -> tuple[ModelConfig, int, int]:
@@ -31,21 +30,6 @@ def test_reference_digits_of_every_net(vectors_folder: Path) -> None:
         costs = exit_costs(*net_named(name))
         assert [round(cost.mul_adds / 1e6, 3) for cost in costs] == expected["mul_adds_M"], name
         assert [round(cost.params / 1e6, 4) for cost in costs] == expected["params_M"], name
-
-
-@pytest.mark.parametrize("step", [4, 6, 7])
-def test_printed_digits_on_imagenet(step: int) -> None:
-    printed = published_costs(f"imagenet-msdnet-step{step}-baseline")
-    costs = exit_costs(msdnet_imagenet(step), 1000, 224)
-    assert printed is not None
-    assert tuple(round(cost.params / 1e6, 2) for cost in costs) == printed.params_m
-    assert tuple(round(cost.mul_adds / 1e9, 2) for cost in costs) == printed.mul_adds_g
-
-
-def test_printed_digits_on_cifar() -> None:
-    printed = published_costs("cifar100-msdnet-5exits")
-    assert printed is not None
-    assert tuple(round(cost.mul_adds / 1e9, 5) for cost in exit_costs(msdnet_cifar(5), 100, 32)) == printed.mul_adds_g
 
 
 @pytest.mark.parametrize("name", ["msdnet_cifar100_5exits", "ranet_c1_cifar10", "msdnet_imagenet_step4"])
