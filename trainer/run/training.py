@@ -216,10 +216,21 @@ class Training:
         hooks = Hooks(self.log, self.trained, self.between)
         while self.state.progress.iteration < self.last:
             try:
+                if self.owes_evaluation() and not self.evaluate():
+                    return False
                 return train(self.state, self.loader, hooks, self.requests, self.last)
             except RollbackError as reason:
                 self.roll_back(str(reason))
         return True
+
+    def owes_evaluation(self) -> bool:
+        """Whether the start before ended between the save and the evaluation of an epoch."""
+        iteration = self.state.progress.iteration
+        ended = self.loader.ended_epoch(iteration)
+        return self.evaluation_due(ended) and self.history.evaluated_at != iteration
+
+    def evaluation_due(self, ended_epoch: int | None) -> bool:
+        return ended_epoch is not None and (ended_epoch + 1) % self.config.run.evaluate_every == 0
 
     def roll_back(self, reason: str) -> None:
         """Set the state to the newest checkpoint; FloatingPointError where that was done too often or there is none."""
@@ -293,7 +304,7 @@ class Training:
             self.saver.save(self.state)
         else:
             self.saver.settle()
-        if done is not None and not stop and done % self.config.run.evaluate_every == 0:
+        if not stop and self.evaluation_due(ended_epoch):
             stop = not self.evaluate()
         if stop:
             self.saver.safe(self.state)

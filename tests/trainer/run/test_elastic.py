@@ -146,7 +146,7 @@ def test_preempted_while_it_evaluates(start: Start, whole: dict[str, Path], tmp_
     assert done.returncode == 0, done.stderr
     assert [row["status"] for row in events(run, "end")] == ["preempted", "completed"]
     assert [row["iteration"] for row in events(run, "evaluation given up")] == [5]
-    assert [row["iteration"] for row in events(run, "eval")] == [9]
+    assert [row["iteration"] for row in events(run, "eval")] == [5, 9], "the one that was given up is made up for"
     assert [row["iteration"] for row in events(run, "goes on from")] == [5]
     ours, theirs = tensors_of(run), unbroken(whole, start)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -178,7 +178,7 @@ def test_preempted_while_it_evaluates_real_images(
     assert row["grace"] == "10min"
     assert row["seconds"] < 600
     assert earlybird.train(run, *settings, data=image_folder).json["status"] == "completed"
-    assert len(seen) == 9
+    assert len(seen) == 2 + 7 + 7, "what was given up is made up for"
 
 
 @given(

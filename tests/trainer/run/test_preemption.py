@@ -104,6 +104,30 @@ def test_stopped_in(
     assert all(torch.equal(found.tensors[name], whole[name]) for name in whole)
 
 
+def test_stopped_at_an_epochs_end(earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stop comes in the epoch's last iteration: it is saved, and the next start evaluates it before it trains on;
+    the one after that, which finds the scores in the log, does not."""
+    run, advance = tmp_path / "run", iteration.average_batch_norm_statistics
+    calls = iter(range(1, 100))
+
+    def advanced(buffers: Any) -> None:
+        advance(buffers)
+        if next(calls) in (5, 7):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(iteration, "average_batch_norm_statistics", advanced)
+    assert earlybird.train(run, *SETTINGS).code == 75
+    assert earlybird.train(run, *SETTINGS).code == 75
+    assert earlybird.train(run, *SETTINGS, more=["--max-steps", 8]).code == 0
+    told = [(row["event"], row["iteration"]) for row in read_rows(run / "log.jsonl") if "iteration" in row]
+    told = [row for row in told if row[0] in ("start", "eval", "end")]
+    assert told == [
+        *(("start", 0), ("end", 5)),
+        *(("start", 5), ("eval", 5), ("end", 7)),
+        *(("start", 7), ("eval", 8), ("end", 8)),
+    ]
+
+
 def test_the_grace_is_never_passed(earlybird: Any, tmp_path: Path) -> None:
     """SIGTERM while native code hangs, so that no handler runs: the process ends all the same, in time, with the code
     that has it started again; and it goes on from the checkpoint before."""
