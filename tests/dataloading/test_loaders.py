@@ -303,16 +303,20 @@ def test_the_gpu_graph_cuts_the_same_pixels(tmp_path: Path, config: DataConfig) 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
-@pytest.mark.parametrize("decode", ["cpu", "gpu"])
-def test_batches_on_the_gpu_are_those_of_the_cpu(tmp_path: Path, decode: Any) -> None:
+@pytest.mark.parametrize(("decode", "load"), [("cpu", 0.0), ("gpu", 0.0), ("gpu", 0.65), ("gpu", 1.0)])
+def test_batches_on_the_gpu_are_those_of_the_cpu(tmp_path: Path, decode: Any, load: float) -> None:
+    """Also while the loader's stream lags behind by a tenth of a second, which a decoder must wait for that writes into
+    memory of the stream."""
     images, sides = _jpegs(30)
     _break(images)
     index = _index(tmp_path, images, sides)
-    loader = train_loader(
-        dataclasses.replace(SMALL, decode=decode), index, seed=3, update_batch=10, device=torch.device("cuda", 0)
-    )
-    for loaded, theirs in zip(loader.batches(0, 6), _train(SMALL, index, 10, 0, 6), strict=True):
+    config = dataclasses.replace(SMALL, decode=decode, hardware_decoder_load=load)
+    loader = train_loader(config, index, seed=3, update_batch=10, device=torch.device("cuda", 0))
+    stream = loader.reader.target.stream  # type: ignore[attr-defined]
+    for loaded, theirs in zip(loader.batches(0, 24), _train(SMALL, index, 10, 0, 24), strict=True):
         ours = loaded.normalized(torch.float32)
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(200_000_000)  # cycles
         assert np.array_equal(ours.ids, theirs.ids)
         assert ours.replaced == theirs.replaced
         assert ours.labels.tolist() == theirs.labels.tolist()
