@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -15,6 +16,8 @@ from dataloading.stream import Plan
 if TYPE_CHECKING:
     from dataloading.loader import Reader
 
+log = logging.getLogger(__name__)
+
 _SECONDS = 1.5
 _chosen: dict[torch.device, tuple[bool, str]] = {}  # one trial a process and device: the machine stays what it is
 
@@ -27,16 +30,25 @@ def faster_on_gpu(
     reader  makes a reader that decodes on the GPU, or not
     plans   training batches to try on, taken again and again
     Every rank tries at the same time, since they share the node's cores; ranks decide together, by the sum of their
-    rates: a collective call where torch.distributed runs.
+    rates: a collective call where torch.distributed runs. A rank whose GPU cannot decode decides for all.
     """
     if device not in _chosen:
-        rates = torch.tensor([_rate(reader(on_gpu), plans, device, seconds) for on_gpu in (False, True)])
+        rates, failed = [_rate(reader(False), plans, device, seconds)], 0
+        try:
+            rates.append(_rate(reader(True), plans, device, seconds))
+        except Exception as error:  # whatever it is: the other ranks wait for this one's rate, and the CPU decodes too
+            log.warning("the GPU does not decode here, so the CPU will: %s", error)
+            rates.append(0.0)
+            failed = 1
+        told = torch.tensor([*rates, failed])
         if dist.is_available() and dist.is_initialized():
-            rates = rates.to(device)
-            dist.all_reduce(rates)
-        on_cpu, on_gpu = rates.tolist()
+            told = told.to(device)
+            dist.all_reduce(told)
+        on_cpu, on_gpu, num_failed = told.tolist()
         words = f"a trial gave {on_gpu:,.0f} images/s on the GPU and {on_cpu:,.0f} on the CPU, all ranks together"
-        _chosen[device] = on_gpu >= on_cpu, words
+        if num_failed:
+            words = f"a trial on the GPU failed on {num_failed:.0f} of the ranks"
+        _chosen[device] = not num_failed and on_gpu >= on_cpu, words
     return _chosen[device]
 
 

@@ -67,6 +67,43 @@ def test_the_faster_decoder_wins_and_is_asked_once(gpu_is_faster: bool) -> None:
     assert len(readers) == 2
 
 
+@pytest.mark.parametrize("built", [False, True])
+def test_a_gpu_that_cannot_decode_leaves_it_to_the_cpu(built: bool, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Sleeper):
+        def batches(self, plans: Iterable[Any]) -> Generator[Any, None, None]:
+            raise RuntimeError("no nvJPEG")
+
+    readers: list[Sleeper] = []
+
+    def reader(on_gpu: bool) -> Any:
+        if on_gpu and not built:
+            raise RuntimeError("no nvJPEG")
+        readers.append(Broken(0) if on_gpu else Sleeper(0.001))
+        return readers[-1]
+
+    plans: Any = [SimpleNamespace()] * 2
+    assert decode_trial.faster_on_gpu(reader, plans, CPU, seconds=0.1) == (
+        False,
+        "a trial on the GPU failed on 1 of the ranks",
+    )
+    assert all(r.closed for r in readers)
+    assert "no nvJPEG" in caplog.text
+
+
+def test_one_rank_whose_gpu_cannot_decode_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_reduce(told: torch.Tensor) -> None:
+        told += torch.tensor([1.0, 0.0, 1.0])  # the other rank's
+
+    def reader(on_gpu: bool) -> Any:
+        return Sleeper(0.001 if on_gpu else 0.05)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    plans: Any = [SimpleNamespace()] * 2
+    choice, _ = decode_trial.faster_on_gpu(reader, plans, CPU, seconds=0.1)
+    assert not choice
+
+
 def _folder(root: Path) -> DataConfig:
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
     for i in range(16):
