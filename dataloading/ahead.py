@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def ahead(items: Generator[T, None, None], depth: int, name: str) -> Generator[T, None, None]:
-    """The same items in the same order, up to `depth` of them made before they are asked for.
+def ahead(
+    items: Generator[T, None, None], depth: int, name: str, initializer: Callable[[], None] = lambda: None
+) -> Generator[T, None, None]:
+    """The same items in the same order, up to `depth` of them made before they are asked for, by a thread that calls
+    `initializer` first.
 
     An exception of `items` is raised here, in its place. Closing the generator ends the thread and
     closes `items` before it returns.
@@ -22,6 +25,7 @@ def ahead(items: Generator[T, None, None], depth: int, name: str) -> Generator[T
 
     def work() -> None:
         try:
+            initializer()
             while room.acquire() and not stop.is_set():
                 made.put((next(items), None))
         except BaseException as error:  # handed over, StopIteration included: the end is an item like any other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataloading.ahead import ahead
 from dataloading.batch import Batch, Normalization
 from dataloading.buffers import Buffers
 from dataloading.config import DataConfig
@@ -43,6 +45,12 @@ class Target:
         """Within it the device's work is queued on `stream`; on the CPU nothing changes."""
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
+    def take_thread(self) -> None:
+        """A new thread works on GPU 0, and leaving `on_stream` goes back there: on every other rank that would make a
+        context on a GPU of another, 500 MB."""
+        if self.stream is not None:
+            torch.cuda.set_device(self.device)
+
 
 class Assembly:
     """Takes the pixels of `plan`'s samples, from several threads, in disjoint parts.
@@ -53,6 +61,7 @@ class Assembly:
 
     def __init__(self, target: Target, plan: Plan, *, decoded_on_device: bool = False) -> None:
         self.target, self.plan = target, plan
+        self._batch: Batch | None = None
         self._sent: torch.cuda.Event | None = None
         size = target.config.image_size
         shape = (len(plan), size, size, 3)
@@ -76,29 +85,45 @@ class Assembly:
                 pixels.copy_(pixels.flip(1))
 
     def send(self) -> None:
-        """All pixels are here: start their way to the device."""
-        if self.target.stream is not None:
-            with self.target.on_stream():
-                self.pixels = self.pixels.to(self.target.device, non_blocking=True)
-            self._sent = self.target.stream.record_event()
+        """All pixels are here: start the batch's way to the device."""
+        plan, target = self.plan, self.target
+        with target.on_stream():
+            self._batch = Batch(
+                images=self.pixels.to(target.device, non_blocking=True),
+                labels=self._moved(target.index.labels[plan.ids].astype(np.int64)),
+                ids=plan.ids,
+                mask=None if plan.mask is None else self._moved(plan.mask),
+                num_replaced=len(plan.replaced),
+                replaced=tuple(plan.replaced[place] for place in sorted(plan.replaced)),
+                normalization=target.normalization,
+                flip=None if self.on_cpu else self._moved(plan.geometry.flip),
+            )
+        if target.stream is not None:
+            self._sent = target.stream.record_event()
 
     def batch(self) -> Batch:
         """The Batch, for work on the current stream."""
-        plan, device = self.plan, self.target.device
-        flip = None
+        batch = self._batch
+        assert batch is not None, "a batch is sent before it is asked for"
         if self._sent is not None:
-            current = torch.cuda.current_stream(device)
+            current = torch.cuda.current_stream(self.target.device)
             current.wait_event(self._sent)
-            self.pixels.record_stream(current)
-            flip = torch.from_numpy(plan.geometry.flip).to(device, non_blocking=True)
-        labels = torch.from_numpy(self.target.index.labels[plan.ids].astype(np.int64))
-        return Batch(
-            images=self.pixels,
-            labels=labels.to(device, non_blocking=True),
-            ids=plan.ids,
-            mask=None if plan.mask is None else torch.from_numpy(plan.mask).to(device, non_blocking=True),
-            num_replaced=len(plan.replaced),
-            replaced=tuple(plan.replaced[place] for place in sorted(plan.replaced)),
-            normalization=self.target.normalization,
-            flip=flip,
-        )
+            for tensor in (batch.images, batch.labels, batch.mask, batch.flip):
+                if tensor is not None:
+                    tensor.record_stream(current)
+        return batch
+
+    def _moved(self, values: np.ndarray) -> Tensor:
+        """On the device, out of pinned memory: a copy out of any other makes the host wait."""
+        tensor = torch.from_numpy(values)
+        return tensor if self.on_cpu else tensor.pin_memory().to(self.target.device, non_blocking=True)
+
+
+def handed_over(target: Target, sent: Generator[Assembly, None, None], name: str) -> Generator[Batch, None, None]:
+    """The batches of assemblies that a thread makes and sends `config.prefetch` ahead of the training step."""
+    assemblies = ahead(sent, target.config.prefetch, name, target.take_thread)
+    try:
+        for assembly in assemblies:
+            yield assembly.batch()
+    finally:
+        assemblies.close()

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from dataloading import dali_pipelines as graph
-from dataloading.ahead import ahead
-from dataloading.assembly import Assembly, Target
+from dataloading.assembly import Assembly, Target, handed_over
 from dataloading.bad_images import BadImages
 from dataloading.batch import Batch
 from dataloading.chunk import Chunk, advised, chunks
 from dataloading.heap import trim_heap
+from dataloading.in_flight import InFlight
 from dataloading.index import PIXELS
 from dataloading.storage import Storage
 from dataloading.stream import Plan
@@ -51,17 +51,13 @@ class DaliReader:
         self.bad_images = BadImages(target.index, Storage(target.index, num_threads))
         self._foreign: set[int] = set()  # rows that are handed to DALI as BMP, since it does not know their form
         self._pool = worker_threads(num_threads, "resize")
+        self._in_flight = InFlight(target.stream)
         self._decoded = 0  # images since the heap was trimmed
         self._pipeline = self._built()
 
     def batches(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
         """One batch a plan, in order, `config.prefetch` of them made ahead."""
-        assembled = ahead(self._assembled(plans), self.target.config.prefetch, "dali loader")
-        try:
-            for assembly in assembled:
-                yield assembly.batch()
-        finally:
-            assembled.close()
+        return handed_over(self.target, self._assembled(plans), "dali loader")
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -116,6 +112,7 @@ class DaliReader:
         chunk = waiting.popleft()
         if self.whole_graph:
             self._put_images(chunk, outputs)
+            self._in_flight.hold(chunk.data)  # outputs come before they are made: the decoder may be at it still
         else:
             chunk.put_regions(lambda i: np.asarray(outputs[i]), self._pool, self.num_threads)
         self._decoded += len(chunk)
@@ -170,10 +167,11 @@ class DaliReader:
 
 def _decoder(target: Target, on_gpu: bool) -> graph.Decoder:
     """Buffers of the GPU's JPEG unit are made for all but a hundredth of the images; a larger one makes them grow."""
-    if not on_gpu:
-        return graph.Decoder()
+    load = target.config.hardware_decoder_load
+    if not on_gpu or not load:
+        return graph.Decoder(on_gpu)
     height, width = (int(np.percentile(side, 99)) for side in (target.index.heights, target.index.widths))
-    return graph.Decoder(True, target.config.hardware_decoder_load, height, width)
+    return graph.Decoder(on_gpu, load, height, width)
 
 
 def _as_bmp(pixels: np.ndarray) -> np.ndarray:

@@ -16,11 +16,11 @@ class Decoder:
 
     on_gpu         nvJPEG, whose Huffman stage runs on the CPU or in the GPU's JPEG unit; else libjpeg-turbo on the CPU
     hardware_load  share of the images that go to the JPEG unit, where the GPU has one (A100 and later)
-    height, width  pixels that the JPEG unit's buffers are made for at once: a larger image makes them grow
+    height, width  pixels that the JPEG unit's buffers are made for at once: a larger image makes them grow; 0: none
     """
 
     on_gpu: bool = False
-    hardware_load: float = 0.65
+    hardware_load: float = 0.0
     height: int = 0
     width: int = 0
 

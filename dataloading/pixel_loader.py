@@ -7,8 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from dataloading.ahead import ahead
-from dataloading.assembly import Assembly, Target
+from dataloading.assembly import Assembly, Target, handed_over
 from dataloading.bad_images import BadImages
 from dataloading.batch import Batch
 from dataloading.chunk import Chunk, advised, chunks
@@ -29,12 +28,7 @@ class PixelReader:
 
     def batches(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
         """One batch a plan, in order, `config.prefetch` of them made ahead."""
-        assembled = ahead(self._assembled(plans), self.target.config.prefetch, "pixel loader")
-        try:
-            for assembly in assembled:
-                yield assembly.batch()
-        finally:
-            assembled.close()
+        return handed_over(self.target, self._assembled(plans), "pixel loader")
 
     def close(self) -> None:
         self._pool.shutdown()

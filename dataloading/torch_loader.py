@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dataloading.assembly import Assembly, Target
+from dataloading.assembly import Assembly, Target, handed_over
 from dataloading.bad_images import BadImages
 from dataloading.batch import Batch
 from dataloading.config import DataConfig
@@ -34,6 +34,12 @@ class TorchReader:
 
     def batches(self, plans: Iterable[Plan]) -> Generator[Batch, None, None]:
         """One batch a plan, in order; every worker makes `config.prefetch` of them ahead."""
+        return handed_over(self.target, self._assembled(plans), "torchvision loader")
+
+    def close(self) -> None:
+        """Workers end with the iterator that started them."""
+
+    def _assembled(self, plans: Iterable[Plan]) -> Generator[Assembly, None, None]:
         loader: DataLoader[Any] = DataLoader(
             _Images(self.target.index, self.target.config),
             batch_size=None,
@@ -48,10 +54,7 @@ class TorchReader:
             assembly.room(part := slice(0, len(plan))).copy_(pixels)
             assembly.put(part)
             assembly.send()
-            yield assembly.batch()
-
-    def close(self) -> None:
-        """Workers end with the iterator that started them."""
+            yield assembly
 
 
 class _Images(Dataset[_Loaded]):

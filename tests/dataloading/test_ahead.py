@@ -36,6 +36,27 @@ def test_an_error_comes_in_its_place() -> None:
         next(got)
 
 
+def test_the_thread_is_prepared_before_its_first_item() -> None:
+    threads: list[str] = []
+
+    def items() -> Generator[int, None, None]:
+        assert threads
+        threads.append(threading.current_thread().name)
+        yield 1
+
+    def prepare() -> None:
+        threads.append(threading.current_thread().name)
+
+    assert list(ahead(items(), 2, "worker", prepare)) == [1]
+    assert threads == ["worker", "worker"]
+
+    def refuse() -> None:
+        raise ValueError("no such device")
+
+    with pytest.raises(ValueError, match="no such device"):
+        next(ahead(items(), 2, "worker", refuse))
+
+
 def test_closing_ends_the_thread_and_the_source() -> None:
     closed = threading.Event()
 
