@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from trainer.evaluation.anytime import AnytimeRow
-from trainer.telemetry.jsonl import Row, still_true
+from trainer.run.distributed import Ranks
+from trainer.telemetry.jsonl import Row, read_rows, still_true
 from trainer.telemetry.window import Reading
 
 
@@ -24,6 +26,13 @@ class History:
     scores: list[AnytimeRow] = field(default_factory=list)
     evaluated_at: int = -1
     best: float = -1.0
+
+    @classmethod
+    def read(cls, log: Path, iteration: int, ranks: Ranks) -> History:
+        """`until` by what the first rank finds in its log file: over a network others may not see its end yet, and all
+        must act alike."""
+        (history,) = ranks.gather([cls.until(read_rows(log), iteration)] if ranks.is_first else [])
+        return history
 
     @classmethod
     def until(cls, rows: Iterable[Row], iteration: int) -> History:

@@ -36,7 +36,6 @@ from trainer.run.signals import STOP, STOPPED, Requests, Start
 from trainer.run.validation import Validator
 from trainer.run.verdict import judge
 from trainer.run.watchdog import BETWEEN, Watchdog
-from trainer.telemetry.jsonl import read_rows
 from trainer.telemetry.progress_bar import ProgressBar
 from trainer.telemetry.telemetry import Telemetry
 from trainer.telemetry.window import Reading
@@ -254,7 +253,7 @@ class Training:
         """The state is that of a checkpoint: what the run had logged until then counts on."""
         self.found = found
         self.saver.asked_at = self.saver.saved_at = found.iteration
-        self.history = History.until(read_rows(self.folder.log_file), found.iteration)
+        self.history = History.read(self.folder.log_file, found.iteration, self.ranks)
 
     def tell_found(self) -> None:
         """Which checkpoint training goes on from, and which it could not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ import torch
 
 from trainer.run.checkpoint import CheckpointError, load_latest, save_checkpoint
 from trainer.run.distributed import Ranks
+from trainer.run.history import History
 from trainer.run.resume import latest_for_all
 from trainer.telemetry.jsonl import read_log, read_rows
 
@@ -136,6 +138,16 @@ def test_ranks_go_on_from_the_same_checkpoint(tmp_path: Path) -> None:
 
     refused = together(2, lambda ranks: latest_for_all(tmp_path if ranks.rank else tmp_path / "mine", ranks))
     assert [str(one).split(" in ")[0] for one in refused] == ["rank 0 sees no checkpoint"] * 2
+
+
+def test_ranks_know_the_same_history(tmp_path: Path) -> None:
+    """The second one's view of the shared folder lags: no evaluation yet."""
+    exits = [{"exit": 1, "top1": 30.0}]
+    written = [{"event": "train", "iteration": 5, "images": 80, "seconds": 1.0}]
+    for rank, rows in enumerate(([*written, {"event": "eval", "iteration": 5, "exits": exits}], written)):
+        (tmp_path / f"seen-by-{rank}").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = together(2, lambda ranks: History.read(tmp_path / f"seen-by-{ranks.rank}", 5, ranks))
+    assert found == [History(80, 1.0, exits, 5)] * 2
 
 
 def together(world_size: int, call: Callable[[Any], Any]) -> list[Any]:
