@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 benchmark_app = typer.Typer(help="Measure parts of the training on this machine.", no_args_is_help=True)
 
-Batch = Annotated[int, typer.Option(help="Images that an iteration loads (two updates); 0: 64, on a GPU the recipe's.")]
+Batch = Annotated[int, typer.Option(help="Images that an iteration loads (two updates); 0: 64, on a GPU 256.")]
 Png = Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the rows.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; in each, every side runs once.")]
 
@@ -205,7 +205,7 @@ def step(
     from trainer.run.distributed import take_device
 
     config, chosen, errors = resolve(recipe, settings or []), take_device(device, 0), Console(stderr=True)
-    num_images = batch or (64 if chosen.type == "cpu" else 2 * config.optim.update_batch)
+    num_images = batch or (64 if chosen.type == "cpu" else 256)
     with errors.status("starting") as status:
         result = benchmark_step(
             config,
@@ -226,7 +226,7 @@ def step(
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{title} ({hardware['cpu']}, load {hardware['load_average']:.1f}); {rounds} rounds", markup=False)
-    table = Table("side", "meta", "every", "images/s", "p20 to p80", "to plain", "peak MB")
+    table = Table("side", "meta", "every", "images/s", "p20 to p80", "time", "over", "peak MB", "of whole")
     for row in rows:
         table.add_row(
             row["name"],
@@ -235,13 +235,20 @@ def step(
             f"{row['images_per_second']:,.1f}",
             f"{row['p20']:,.1f} to {row['p80']:,.1f}",
             f"{row['ratio_to_plain']:.2f}",
+            row["over"],
             "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,.0f}",
+            "" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
         )
     console.print(table)
     if result["whole_batch_memory_mb"] is not None:
-        console.print(f"an unweighted update with the whole batch at once: {result['whole_batch_memory_mb']:,.0f} MB")
-    console.print("to plain: time over an unweighted iteration with the same levers (levers: over the baseline).")
+        console.print(
+            f"of whole: peak memory over that of an unweighted update with the whole batch at once, "
+            f"{result['whole_batch_memory_mb']:,.0f} MB"
+        )
+    console.print("time: of an iteration, over that of the unweighted side named beside it.")
     console.print("* computed from interval 1 and the weights without a meta step. online: one update, not two.")
+    for name, reason in result["slow"].items():
+        console.print(f"all is without {name}: {reason}", markup=False)
     for name, reason in result["left_out"].items():
         console.print(f"{name} left out: {reason}", markup=False)
 
@@ -270,7 +277,7 @@ def end_to_end(
     config, chosen, errors = resolve(recipe, with_data(data, settings)), take_device(device, 0), Console(stderr=True)
     with closing(ProgressBar()) as bar:
         images = open_dataset(config.data, config.seed, progress=bar)
-    num_images = batch or (64 if chosen.type == "cpu" else 2 * config.optim.update_batch)
+    num_images = batch or (64 if chosen.type == "cpu" else 256)
     with errors.status("starting") as status:
         result = benchmark_train(
             config,
@@ -284,7 +291,7 @@ def end_to_end(
     hardware, rows = result["hardware"], result["rows"]
     title = f"{recipe} on {images.name}, {num_images} images an iteration, {hardware['device']}"
     if png is not None:
-        write_png(bars(rows, [row["side"] for row in rows], title), png)
+        write_png(bars(rows, [row["name"] for row in rows], title), png)
     if as_json:
         print(json.dumps(result))
         return
@@ -294,18 +301,19 @@ def end_to_end(
         f"{rounds} rounds of {seconds:g} s",
         markup=False,
     )
-    table = Table("side", "images/s", "p20 to p80", "to usual", "to step", "waits for data")
+    table = Table("side", "images/s", "p20 to p80", "to usual", "to step", "waits for data", "peak MB")
     for row in rows:
         layout = f"{row['dtype']}{', channels-last' * row['channels_last']}{', compiled' * row['compile']}"
         meta = f"meta gradient {row['meta']} in every {row['interval']}. iteration" if row["meta"] else "unweighted"
         source = f"{row['loader']} loader" if row["loader"] else "one batch of noise, no loader"
-        console.print(f"{row['side']}: {source}; {layout}; {meta}", markup=False)
+        console.print(f"{row['name']}: {source}; {layout}; {meta}", markup=False)
         table.add_row(
-            row["side"],
+            row["name"],
             f"{row['images_per_second']:,.1f}",
             f"{row['p20']:,.1f} to {row['p80']:,.1f}",
             f"{row['ratio_to_usual']:.2f}",
             f"{row['ratio_to_step']:.3f}",
             f"{row['data_wait_ratio']:.1%}",
+            "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,.0f}",
         )
     console.print(table)

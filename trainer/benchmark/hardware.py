@@ -10,9 +10,13 @@ from typing import Any
 
 import torch
 
+# Flags of /proc/cpuinfo, the fastest first.
+_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
+
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, torch's threads, device, and how busy the machine was (load average of the last minute)."""
+    """Processor and its widest units, cores, torch's threads, device, and how busy the machine was (load average of the
+    last minute)."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -28,7 +32,10 @@ def versions() -> dict[str, str]:
 
 
 def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+    """The processor's name and what it multiplies with: names alone do not tell (a hypervisor may hide a unit)."""
+    named = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in named.items()}
+    flags = facts.get("flags", "").split()
+    units = [shown for flag, shown in _UNITS.items() if flag in flags][:2]
+    name = facts.get("model name") or platform.processor()
+    return f"{name}, {' and '.join(units)}" if units else name

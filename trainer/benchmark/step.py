@@ -55,44 +55,56 @@ def benchmark_step(
     """Rows of images per second, ratio of time to the unweighted iteration with the same levers, and peak memory.
 
     num_images  that an iteration loads: two update batches
-    Levers are measured unweighted, against float32, NCHW, eager and torch's plain SGD (`baseline`). The weighted rows
-    have the levers of `config`, whose unweighted row is `plain` unless it is one of the levers' own. Interval 1 is
-    measured; the rows that say so are computed from it and from the measured iteration without a meta step (interval
-    null).
+    Levers are measured unweighted, against float32, NCHW, eager and torch's plain SGD (`baseline`); `all` has those
+    that the device has units for (`slow` names the others, with the reason). The weighted rows have the levers of
+    `config`, whose unweighted row is `plain` unless it is one of the levers' own. Interval 1 is measured; the rows that
+    say so are computed from it and from the measured iteration without a meta step (interval null).
     whole_batch_memory_mb: of a plain step with all `num_images` in one update, beside which a meta step holds the two
-    halves' activations; with the levers of `config`.
+    halves' activations; with the levers of `config`. memory_ratio: peak memory over it.
     updates: of the weight net in an iteration where it is due. Percentiles 20 and 80 are over rounds, ratios are
     medians of the ratio within a round.
-    Raises ValueError for a batch that has no two halves.
+    Raises ValueError for a batch that has no two halves, or with which the sides together do not fit on a GPU.
     """
     device = device or torch.device("cpu")
     if num_images < 4 or num_images % 2:
         raise ValueError(f"--batch is {num_images}; give an even number of at least 4: an iteration trains two halves")
     num_classes = classes_of(config)
-    sides, left_out = _sides(config, num_images, with_compile, device)
-    runners: dict[str, tuple[Side, Callable[[], None], float | None]] = {}
+    sides, left_out, slow = _sides(config, num_images, with_compile, device)
+    memory: dict[str, float | None] = {}
+    for side in sides:  # before any side holds memory of this process
+        progress(f"{_label(side)}: memory")
+        memory[_label(side)] = peak_memory_mb(side.config, num_images, num_classes, device)
+    progress("the whole batch at once: memory")
+    whole = peak_memory_mb(_whole_batch(config, num_images), 2 * num_images, num_classes, device)
+    runners: dict[str, Callable[[], None]] = {}
     for side in sides:
-        label = _label(side)
-        progress(f"{label}: warm-up")
-        state = fresh_state(side.config, num_classes, device)
-        batch = random_batch(side.config, state, num_images, num_classes)
-        iteration = ready(state, batch)
-        progress(f"{label}: memory")
-        memory = peak_memory_mb(side.config, num_images, num_classes, device)
-        runners[label] = (side, partial(iterate, state, batch, iteration), memory)
+        progress(f"{_label(side)}: warm-up")
+        try:
+            state = fresh_state(side.config, num_classes, device)
+            batch = random_batch(side.config, state, num_images, num_classes)
+            runners[_label(side)] = partial(iterate, state, batch, ready(state, batch))
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"--batch is {num_images}, with which {_label(side)} does not fit beside the sides before it; all stay "
+                "in memory, to take turns: give fewer images"
+            ) from error
     seconds: dict[str, list[float]] = {label: [] for label in runners}
     for done in range(rounds):
         progress(f"round {done + 1} of {rounds}")
         for label in list(runners) if done % 2 == 0 else list(runners)[::-1]:
-            seconds[label].append(seconds_of(runners[label][1], device))
-    rows = list(_rows(runners, {label: np.array(s) for label, s in seconds.items()}, num_images))
+            seconds[label].append(seconds_of(runners[label], device))
+    rows = list(_rows(sides, {label: np.array(s) for label, s in seconds.items()}, num_images))
+    for row in rows:
+        peak = row["peak_memory_mb"] = memory[row["meta"] or row["name"]]
+        row["memory_ratio"] = None if peak is None or whole is None else peak / whole
     return {
         "rows": rows,
-        "whole_batch_memory_mb": peak_memory_mb(_whole_batch(config, num_images), 2 * num_images, num_classes, device),
+        "whole_batch_memory_mb": whole,
         "recipe": config.recipe,
         "batch": num_images,
         "rounds": rounds,
         "left_out": left_out,
+        "slow": slow,
         "hardware": hardware(device),
         "versions": versions(),
     }
@@ -100,8 +112,8 @@ def benchmark_step(
 
 def _sides(
     config: Config, num_images: int, with_compile: bool, device: torch.device
-) -> tuple[list[Side], dict[str, str]]:
-    """Every side to measure, and the levers left out with the reason."""
+) -> tuple[list[Side], dict[str, str], dict[str, str]]:
+    """Every side to measure, the levers left out with the reason, and those that `all` does without."""
     config = dataclasses.replace(config, optim=_optim(config, num_images))
     own = resolve_precision(config.precision, device)
     baseline = PrecisionConfig(dtype="float32", channels_last="off")
@@ -118,15 +130,21 @@ def _sides(
         resolve_precision(PrecisionConfig(dtype="bf16"), device)
     except ValueError as error:
         left_out["bf16"] = str(error)
-    if device.type != "cuda":
+    if device.type == "cuda":
+        left_out["fused_sgd"] = "SGD that is not fused asks the host whether to step; every side has the fused one"
+    else:
         left_out["cuda_graphs"] = "the device is no GPU"
     levers = {name: change for name, change in levers.items() if name not in left_out}
-    levers["all"] = {key: value for change in levers.values() for key, value in change.items()}
+    slow = {}
+    if "bf16" in levers and device.type == "cpu" and not torch.cpu._is_amx_tile_supported():
+        slow["bf16"] = "a CPU without AMX multiplies float32 faster"
+    levers["all"] = {key: value for name, change in levers.items() if name not in slow for key, value in change.items()}
     unweighted = dataclasses.replace(config.sample_weights, enabled=False)
     sides, plain = [], "plain"
     for name, change in levers.items():
         precision = dataclasses.replace(baseline, **change)
-        optim = dataclasses.replace(config.optim, backend="torch" if name in ("fused_sgd", "all") else "plain")
+        fused = device.type == "cuda" or name in ("fused_sgd", "all")
+        optim = dataclasses.replace(config.optim, backend="torch" if fused else "plain")
         plain = name if (resolve_precision(precision, device), optim) == (own, config.optim) else plain
         side = dataclasses.replace(config, precision=precision, optim=optim, sample_weights=unweighted)
         sides.append(Side(name, "baseline", side))
@@ -140,7 +158,7 @@ def _sides(
             continue
         meta = dataclasses.replace(config.meta, interval=1, **change)
         sides.append(Side("weighted", plain, dataclasses.replace(weighted, meta=meta), way))
-    return sides, left_out
+    return sides, left_out, slow
 
 
 def _whole_batch(config: Config, num_images: int) -> Config:
@@ -149,7 +167,7 @@ def _whole_batch(config: Config, num_images: int) -> Config:
 
 
 def _optim(config: Config, num_images: int) -> Any:
-    """Plain SGD settings of the recipe at the measured batch size."""
+    """The recipe's settings of SGD at the measured batch size."""
     return dataclasses.replace(config.optim, update_batch=num_images // 2, base_batch=num_images // 2)
 
 
@@ -157,12 +175,10 @@ def _label(side: Side) -> str:
     return side.meta or side.name
 
 
-def _rows(
-    runners: dict[str, tuple[Side, Callable[[], None], float | None]], seconds: dict[str, np.ndarray], num_images: int
-) -> Iterator[dict[str, Any]]:
-    for label, (side, _, memory) in runners.items():
+def _rows(sides: list[Side], seconds: dict[str, np.ndarray], num_images: int) -> Iterator[dict[str, Any]]:
+    for side in sides:
         for interval in INTERVALS if side.meta else (None,):
-            taken = seconds[label]
+            taken = seconds[_label(side)]
             if interval is not None:
                 taken = (taken + (interval - 1) * seconds["weighted"]) / interval
             rates = num_images / taken
@@ -175,6 +191,6 @@ def _rows(
                 "images_per_second": float(np.median(rates)),
                 "p20": float(np.percentile(rates, 20)),
                 "p80": float(np.percentile(rates, 80)),
+                "over": side.plain,
                 "ratio_to_plain": float(np.median(taken / seconds[side.plain])),
-                "peak_memory_mb": memory,
             }

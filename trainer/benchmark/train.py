@@ -18,6 +18,7 @@ from dataloading.loader import train_loader
 from trainer.benchmark.clock import synchronize
 from trainer.benchmark.hardware import hardware, versions
 from trainer.benchmark.iteration import fresh_state, iterate, random_batch
+from trainer.benchmark.peak_memory import peak_memory_mb
 from trainer.config import Config
 from trainer.learning.graphs import Iteration, iteration_of, settling
 from trainer.learning.precision import PrecisionConfig
@@ -37,10 +38,12 @@ def benchmark_train(
     """Images per second of whole training iterations, loader included, by two sides that see the same images.
 
     earlybird  as configured: by default DALI, the device's own precision, the exact meta gradient
-    usual      torch's DataLoader with Pillow and plain SGD; float32, NCHW, eager; the meta gradient by double backward
+    usual      torch's DataLoader with Pillow; float32, NCHW, eager; the meta gradient by double backward; plain SGD
+               (on a GPU fused: what is not asks the host whether to step)
     step       as earlybird, without a loader: one batch of noise on the device, what earlybird can reach at most
     All take the recipe's meta interval. Each round runs each side for at least `seconds` after a warm-up, one after
-    the other, whole intervals of iterations; ratios are medians within a round.
+    the other, whole intervals of iterations; ratios are medians within a round. peak_memory_mb: of an iteration,
+    without the loader.
     """
     device = device or torch.device("cpu")
     if num_images < 4 or num_images % 2:
@@ -55,7 +58,7 @@ def benchmark_train(
     sides = {
         "usual": dataclasses.replace(
             config,
-            optim=dataclasses.replace(optim, backend="plain"),
+            optim=dataclasses.replace(optim, backend="plain" if device.type == "cpu" else "torch"),
             data=dataclasses.replace(config.data, loader="torchvision", decode="cpu"),
             precision=PrecisionConfig(dtype="float32", channels_last="off", compile=False),
             meta=dataclasses.replace(config.meta, form="double_backward", schedule="paper"),
@@ -63,6 +66,11 @@ def benchmark_train(
         "earlybird": dataclasses.replace(config, optim=optim),
         "step": dataclasses.replace(config, optim=optim),
     }
+    memory = {}
+    for name in ("usual", "earlybird"):  # before any side holds memory of this process
+        progress(f"{name}: memory")
+        memory[name] = peak_memory_mb(sides[name], num_images, len(images.classes), device)
+    memory["step"] = memory["earlybird"]
     states = {name: fresh_state(side, len(images.classes), device) for name, side in sides.items()}
     iterations = {name: iteration_of(state) for name, state in states.items()}
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -82,7 +90,7 @@ def benchmark_train(
     return {
         "rows": [
             {
-                "side": name,
+                "name": name,
                 "loader": None if name == "step" else side.data.loader,
                 "dtype": str(states[name].network.precision.dtype).removeprefix("torch."),
                 "channels_last": states[name].network.precision.channels_last,
@@ -95,6 +103,7 @@ def benchmark_train(
                 "ratio_to_usual": float(np.median(np.array(rates[name]) / usual)),
                 "ratio_to_step": float(np.median(np.array(rates[name]) / step)),
                 "data_wait_ratio": float(np.median(waits[name])),
+                "peak_memory_mb": memory[name],
             }
             for name, side in sides.items()
         ],

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from dataloading.datasets.open import open_dataset
+from trainer.benchmark import train
 from trainer.benchmark.train import benchmark_train
 from trainer.config import Config
 from trainer.learning.meta_gradient import MetaConfig
@@ -23,15 +24,17 @@ def tiny() -> Config:
 
 def test_both_sides_train_on_the_same_images(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(train, "peak_memory_mb", lambda *_: 2.0)  # has its own test
     config = tiny()
     images = open_dataset(config.data, config.seed)
     result = benchmark_train(config, images, num_images=8, rounds=1, seconds=0.01)
     usual, ours, step = result["rows"]
-    assert (usual["side"], usual["loader"], usual["meta"]) == ("usual", "torchvision", "double_backward")
-    assert (ours["side"], ours["meta"], ours["interval"]) == ("earlybird", "exact", 2)
+    assert (usual["name"], usual["loader"], usual["meta"]) == ("usual", "torchvision", "double_backward")
+    assert (ours["name"], ours["meta"], ours["interval"]) == ("earlybird", "exact", 2)
     assert ours["ratio_to_usual"] == pytest.approx(ours["images_per_second"] / usual["images_per_second"])
     assert ours["ratio_to_step"] == pytest.approx(ours["images_per_second"] / step["images_per_second"])
     assert (step["loader"], step["meta"]) == (None, "exact")
+    assert ours["peak_memory_mb"] == 2.0
     assert 0 <= ours["data_wait_ratio"] < 1
 
 
