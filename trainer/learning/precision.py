@@ -69,14 +69,18 @@ def resolve_precision(config: PrecisionConfig, device: torch.device) -> Precisio
     """The precision to run with; ValueError where the device lacks what was asked for."""
     names = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}
     if config.dtype == "auto":
-        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        dtype = torch.bfloat16 if on_gpu else torch.float32
+        dtype = torch.bfloat16 if device.type == "cuda" and gpu_has_bf16() else torch.float32
     else:
         dtype = names[config.dtype]
     if dtype == torch.float16 and device.type == "cpu":
         raise ValueError("precision.dtype is fp16 on a CPU, which has no fast fp16; use bf16 or float32")
     if dtype == torch.bfloat16 and device.type == "cpu" and not cpu_has_bf16():
         raise ValueError("precision.dtype is bf16, which this CPU does not have in hardware; use float32")
+    if dtype == torch.bfloat16 and device.type == "cuda" and not gpu_has_bf16():
+        raise ValueError(
+            "precision.dtype is bf16, which this GPU does not have in hardware (compute capability 8.0 and later do); "
+            "use fp16 or float32"
+        )
     if dtype == torch.bfloat16 and device.type == "cpu" and not torch.cpu._is_amx_tile_supported():
         logger.warning("precision.dtype is bf16 on a CPU without AMX: convolutions are slower there than in float32")
     channels_last = (
@@ -92,5 +96,11 @@ def resolve_precision(config: PrecisionConfig, device: torch.device) -> Precisio
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself (avx512_bf16 or AMX)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether the processor multiplies bf16 itself; oneDNN computes in it on any with AVX-512."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one is Arm's
+
+
+def gpu_has_bf16() -> bool:
+    """Whether this process's GPU multiplies bf16 itself; torch emulates it on older ones."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
