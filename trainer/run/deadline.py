@@ -1,4 +1,4 @@
-"""The end of a process that was asked to stop and does not come to it."""
+"""How long a process that was asked to stop has, and its end where it does not come to one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+
+from trainer.run.interval import Interval
 
 MARGIN, LARGEST_MARGIN = 0.1, 5.0  # share of the time that is left for the process to go; seconds at most
 LONGEST = 1e6  # seconds; a wait of many years overflows
+# Where torchrun takes it from, first to last (its option --shutdown-timeout comes before, and its processes do not see
+# that), and what it takes without.
+SHUTDOWN_TIMEOUTS, SHUTDOWN_TIMEOUT = ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"), 30.0
+
+
+def grace_seconds(asked: str, environment: Mapping[str, str] = os.environ) -> float:
+    """Seconds from a request to stop until the kill: what run.grace says, or torchrun leaves its processes if less."""
+    seconds = Interval.time(asked, "run.grace")
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return seconds
+    told = [float(environment[name]) for name in SHUTDOWN_TIMEOUTS if name in environment]
+    return min(seconds, *told[:1] or [SHUTDOWN_TIMEOUT])
 
 
 class Deadline:
@@ -43,7 +57,7 @@ class Deadline:
             if number[0] in self._signals and not self._ended.wait(self._seconds):
                 print(
                     f"earlybird: asked to stop {self._seconds:.0f} s ago and not done: the run ends as it is, just "
-                    f"before run.grace is over, and goes on from its newest checkpoint",
+                    f"before its grace is over, and goes on from its newest checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

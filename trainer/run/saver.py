@@ -11,10 +11,10 @@ from trainer.learning.state import TrainState
 from trainer.run import snapshot
 from trainer.run.checkpoint import keep_as_best, write_checkpoint
 from trainer.run.checkpoint import snapshot as copied
+from trainer.run.deadline import grace_seconds
 from trainer.run.distributed import Ranks
 from trainer.run.folder import RunFolder
 from trainer.run.health import diverged
-from trainer.run.interval import Interval
 from trainer.run.manifest import CheckpointError
 from trainer.run.writer import Writer
 from trainer.telemetry.telemetry import Telemetry
@@ -36,7 +36,7 @@ class Saver:
         self._described = {"config": to_dict(config), **described}
         self._writer = Writer()
         self._held = 0.0  # seconds that training waited for the snapshot under way
-        self._grace = Interval.parse(config.run.grace, "run.grace").seconds
+        self._grace = grace_seconds(config.run.grace)
         self._warned = False
         self.iteration_seconds = 0.0  # of the last log window
         self.asked_at = self.saved_at = -1
@@ -124,12 +124,13 @@ class Saver:
     def _check_grace(self, save_seconds: float) -> None:
         # A stop that is asked for waits for the iteration it falls into, and one more: ranks agree an iteration late.
         needed = 2 * self.iteration_seconds + save_seconds
-        if self._grace is not None and needed > self._grace and not self._warned:
+        if needed > self._grace and not self._warned:
             self._warned = True
             self.telemetry.event(
-                "run.grace is too short",
-                grace=self.config.run.grace,
+                "the grace is too short",
+                grace=f"{self._grace:.0f}s",
                 needed=f"{needed:.0f}s",
                 remedy="a stop would lose what was trained since the last checkpoint: let the cluster wait longer "
-                "before it kills, and set run.grace so, or save to a faster disk",
+                "before it kills, and set run.grace so (and, of torchrun's, TORCH_ELASTIC_SHUTDOWN_TIMEOUT), or save "
+                "to a faster disk",
             )

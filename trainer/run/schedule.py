@@ -19,7 +19,8 @@ class RunConfig:
     log_every         iterations between log steps (each waits for the device once)
     record_ids        write every iteration's image ids to ids/rank-R.jsonl in the run folder (10 MB an epoch)
     grace             what the cluster leaves a run that it asks to stop, before it kills; told of where too short. Just
-                      before it is over (a tenth, 5 s at most) the run ends, saved or not
+                      before it is over (a tenth, 5 s at most) the run ends, saved or not. torchrun kills after 30 s
+                      unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says otherwise: the shorter time counts
     """
 
     epochs: int = 100

@@ -19,7 +19,7 @@ from trainer.learning.state import Progress, TrainState
 from trainer.models.cost import exit_costs
 from trainer.run.build import build_state, training_loader, warmup_iterations
 from trainer.run.checkpoint import Checkpoint
-from trainer.run.deadline import Deadline
+from trainer.run.deadline import Deadline, grace_seconds
 from trainer.run.distributed import Ranks, process_group
 from trainer.run.folder import RunFolder, private_files
 from trainer.run.health import RollbackError, Signs, diverged
@@ -68,7 +68,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         stack.enter_context(private_files())
-        stack.enter_context(closing(Deadline(Interval.time(config.run.grace, "run.grace"), STOP, STOPPED)))
+        stack.enter_context(closing(Deadline(grace_seconds(config.run.grace), STOP, STOPPED)))
         starting = stack.enter_context(closing(Start()))
         record = options.run / "flight-recorder"
         ranks = stack.enter_context(process_group(options.device, record_in=record))
@@ -141,7 +141,7 @@ class Training:
         self.config, self.ranks, self.folder, self.images = config, ranks, folder, images
         self.loader, self.state, self.telemetry, self.requests = loader, state, telemetry, requests
         self.saver, self.watchdog = saver, watchdog
-        self.due = Due(config.checkpoint.interval)
+        self.due, self.grace = Due(config.checkpoint.interval), grace_seconds(config.run.grace)
         signs = Signs(config.sample_weights.epsilon if config.sample_weights.enabled else None)
         self.log_steps = LogSteps(images, ranks, telemetry, watchdog, signs)
         self.validator = Validator(images, ranks, telemetry, requests, watchdog, signs)
@@ -166,9 +166,17 @@ class Training:
             last=self.last,
             total=progress.total,
             data=self.images.name,
+            num_classes=len(self.images.classes),
+            num_images=len(self.images.train) + len(self.images.heldout),
             world_size=self.ranks.world_size,
         )
         self.tell_found()
+        if self.grace < Interval.time(self.config.run.grace, "run.grace"):
+            self.telemetry.event(
+                "torchrun is less patient than run.grace",
+                grace=f"{self.grace:.0f}s",
+                remedy=f"start it with TORCH_ELASTIC_SHUTDOWN_TIMEOUT at the seconds of {self.config.run.grace}",
+            )
         if left_out:
             first = f"{left_out[0].name} ({left_out[0].reason})"
             self.telemetry.event("unreadable images left out", number=len(left_out), first=first)
@@ -266,7 +274,7 @@ class Training:
         """How long a stop took that was asked for (one that takes too long is ended by Deadline)."""
         if self.requests.asked_at is not None:
             took = round(time.monotonic() - self.requests.asked_at, 1)
-            self.telemetry.event("stopped within its grace", seconds=took, grace=self.config.run.grace)
+            self.telemetry.event("stopped within its grace", seconds=took, grace=f"{self.grace:.0f}s")
 
     def log(self, state: TrainState, reading: Reading) -> None:
         """A log step. FloatingPointError where a loss is no longer finite, naming the step."""

@@ -175,7 +175,7 @@ def test_preempted_while_it_evaluates_real_images(
     assert found is not None
     assert found.iteration == 5
     (row,) = events(run, "stopped within its grace")
-    assert row["grace"] == "10min"
+    assert row["grace"] == "600s"
     assert row["seconds"] < 600
     assert earlybird.train(run, *settings, data=image_folder).json["status"] == "completed"
     assert len(seen) == 2 + 7 + 7, "what was given up is made up for"

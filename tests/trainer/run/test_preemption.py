@@ -128,11 +128,16 @@ def test_stopped_at_an_epochs_end(earlybird: Any, tmp_path: Path, monkeypatch: p
     ]
 
 
-def test_the_grace_is_never_passed(earlybird: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("grace", "torchruns"),
+    [("3s", {}), ("60s", {"TORCHELASTIC_RUN_ID": "x", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3"})],
+    ids=["cluster", "torchrun"],
+)
+def test_the_grace_is_never_passed(earlybird: Any, tmp_path: Path, grace: str, torchruns: dict[str, str]) -> None:
     """SIGTERM while native code hangs, so that no handler runs: the process ends all the same, in time, with the code
     that has it started again; and it goes on from the checkpoint before."""
-    run, settings = tmp_path / "run", [*SETTINGS, "checkpoint.every=2steps", "run.grace=3s"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RANK": "0"}
+    run, settings = tmp_path / "run", [*SETTINGS, "checkpoint.every=2steps", f"run.grace={grace}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RANK": "0", **torchruns}
     done = subprocess.run(
         [sys.executable, str(WORKER), *earlybird.arguments(run, *settings)],
         env=environment | {"FAULT": f"stuck 0 7 {tmp_path}/came"},
@@ -144,6 +149,7 @@ def test_the_grace_is_never_passed(earlybird: Any, tmp_path: Path) -> None:
     assert done.returncode == 75, done.stderr
     assert "asked to stop 3 s ago and not done" in done.stderr
     assert "Traceback" not in done.stderr
+    assert ("torchrun is less patient than run.grace  grace 3s" in done.stderr) == bool(torchruns)
     outcome = earlybird.train(run, *settings)
     assert (outcome.code, outcome.json["status"]) == (0, "completed"), outcome.err
     assert [row["iteration"] for row in read_rows(run / "log.jsonl") if row["event"] == "goes on from"] == [6]
