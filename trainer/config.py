@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloading.config import DataConfig
+from trainer.idle_settings import refuse_idle
 from trainer.learning.distillation import DistillationConfig
 from trainer.learning.meta_gradient import MetaConfig
 from trainer.learning.optim import OptimConfig
@@ -55,6 +56,17 @@ class Config:
             )
         self._check_imta()
 
+    def check_ranks(self, world_size: int) -> None:
+        """ValueError where the settings, which fit by themselves, do not fit so many ranks."""
+        micro_batch, parts = self.optim.micro_batch, self.optim.micro_batches(world_size)
+        if self.meta.form == "double_backward" and self.sample_weights.enabled and micro_batch and parts > 1:
+            share = self.optim.update_batch // world_size
+            raise ValueError(
+                f"meta.form is double_backward, whose graph must hold the whole half at once, with optim.micro_batch "
+                f"{micro_batch}, which cuts a rank's {share} images into {parts} parts; use optim.micro_batch=0 or "
+                f"meta.form=exact"
+            )
+
     def _check_imta(self) -> None:
         imta = self.model.imta
         if imta == "pretrain" and self.meta.form == "finite_difference" and self.sample_weights.enabled:
@@ -100,7 +112,11 @@ def read_config(path: Path) -> Config:
 
 
 def resolve(recipe_name: str, settings: list[str]) -> Config:
-    """A recipe with `--set` overrides applied; ValueError for an unknown name or a value it cannot take."""
+    """A recipe with `--set` overrides applied; ValueError for an unknown name, a value it cannot take, or one that has
+    no effect."""
     from trainer.recipes.catalogue import recipe  # the recipes are built of Config
 
-    return apply_settings(recipe(recipe_name), settings)
+    usual = recipe(recipe_name)
+    config = apply_settings(usual, settings)
+    refuse_idle(usual, config)
+    return config

@@ -43,6 +43,7 @@ def build_net(config: Config, num_classes: int, precision: Precision) -> MultiEx
 
 def build_state(config: Config, num_classes: int, progress: Progress, ranks: Ranks) -> TrainState:
     """A fresh training state. ValueError where the device cannot run what the configuration asks for."""
+    config.check_ranks(ranks.world_size)
     precision = resolve_precision(config.precision, ranks.device)
     module = build_net(config, num_classes, precision)
     module.recompute = config.optim.recompute
