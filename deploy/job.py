@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 
+SEED = "{seed}"  # in the path of an origin: the seed of the run that begins with it
 LONGEST_NAME = 50  # of the 63 characters of a DNS label: Kubernetes appends the pod's role and number
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # begins with a letter: a headless service does (RFC 1035)
 _MEMORY = re.compile(r"[1-9][0-9]*[MGT]")
@@ -31,9 +33,11 @@ class Job:
     """What is submitted.
 
     name             a DNS label: small letters, digits, hyphens
-    arguments        of `earlybird`, without the data, the run folder and the seed of an array: ("train", "demo", ...)
+    arguments        of `earlybird`, without the data, the origin, the run folder and the seed of an array: ("train",
+                     "demo", ...)
     run_folder       as the nodes see it; with seeds, each has its own in there, seed-N
     data             path of the data as the nodes see it; "": the recipe's own images
+    origin           as the nodes see it, the run whose net this one begins with; with seeds, {seed} in it is each run's
     nodes            how many; with `min_nodes` below it the job goes on with so few (elastic)
     gpus_per_node    0 is the CPU
     processes        a node; 0 is one a GPU, on the CPU one
@@ -50,6 +54,7 @@ class Job:
     arguments: tuple[str, ...]
     run_folder: str
     data: str = ""
+    origin: str = ""
     nodes: int = 1
     min_nodes: int = 0
     gpus_per_node: int = 0
@@ -85,7 +90,7 @@ class Job:
         for name in self.environment:
             if not _VARIABLE.fullmatch(name):
                 raise ValueError(f"{name!r} is no name of an environment variable; use letters, digits and _")
-        for text in (*self.arguments, self.run_folder, self.data, *self.environment.values()):
+        for text in (*self.arguments, self.run_folder, self.data, self.origin, *self.environment.values()):
             _passable(text)
 
     @property
@@ -110,10 +115,15 @@ class Job:
     def elements(self) -> tuple[Element, ...]:
         """Its runs, with all that `earlybird` is called with."""
         if not self.seeds:
-            return (Element(0, None, self.run_folder, self._whole(self.run_folder)),)
+            return (Element(0, None, self.run_folder, self._whole(self.run_folder, self.origin)),)
         folders = [f"{self.run_folder.rstrip('/')}/seed-{seed}" for seed in self.seeds]
         return tuple(
-            Element(index, seed, folder, self._whole(folder, "--set", f"seed={seed}"))
+            Element(
+                index,
+                seed,
+                folder,
+                self._whole(folder, self.origin.replace(SEED, str(seed)), "--set", f"seed={seed}"),
+            )
             for index, (seed, folder) in enumerate(zip(self.seeds, folders, strict=True))
         )
 
@@ -132,9 +142,20 @@ class Job:
             "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         )
 
-    def _whole(self, folder: str, *more: str) -> tuple[str, ...]:
+    def moved_to(self, runs: str) -> Job:
+        """The job with its run folder in the folder `runs`; an origin that lay beside the run folder lies there too."""
+        folder, origin = PurePosixPath(self.run_folder), PurePosixPath(self.origin)
+        beside = bool(self.origin) and origin.is_relative_to(folder.parent)
+        return replace(
+            self,
+            run_folder=f"{runs.rstrip('/')}/{folder.name}",
+            origin=f"{runs.rstrip('/')}/{origin.relative_to(folder.parent)}" if beside else self.origin,
+        )
+
+    def _whole(self, folder: str, origin: str, *more: str) -> tuple[str, ...]:
         data = ("--data", self.data) if self.data else ()
-        return (*self.arguments, *data, *more, "--run-folder", folder)
+        begins = ("--from", origin) if origin else ()
+        return (*self.arguments, *data, *begins, *more, "--run-folder", folder)
 
 
 def _passable(text: str) -> None:

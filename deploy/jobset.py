@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from deploy.job import Element, Job
-from deploy.node import DIVERGED, PREEMPTED
+from deploy.node import DIVERGED, PREEMPTED, REFUSED
 from deploy.pod import CONTAINER, command, container, environment, pod_template, resources
 from deploy.site import Site
-
-REFUSED = 2  # exit code of `earlybird` for what only its user can mend
 
 
 def jobset(job: Job, element: Element, name: str, site: Site) -> list[dict[str, Any]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 from typing import Any
 
 from deploy.job import Job
@@ -119,8 +117,7 @@ def _in_pods(job: Job, site: Site) -> Job:
     """The job with its run folder as the pods see it: as it is where it lies on a volume, else in kubernetes.runs."""
     if volume_of(job.run_folder, read_volumes(site.kubernetes.volumes)) or not site.kubernetes.runs:
         return job
-    folder = f"{site.kubernetes.runs.rstrip('/')}/{PurePosixPath(job.run_folder).name}"
-    return dataclasses.replace(job, run_folder=folder)
+    return job.moved_to(site.kubernetes.runs)
 
 
 def _kubectl(site: Site, timeout: str = "30s") -> list[str]:

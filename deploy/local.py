@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.job import Element, Job
-from deploy.log_files import LOGS, TO_RANK_LOG, follow_log, job_log, rank_log
+from deploy.log_files import LOGS, REFUSAL, TO_RANK_LOG, follow_log, job_log, rank_log
 from deploy.record import Record
 from deploy.shell import array, exports, quoted
 from deploy.site import Site
 from deploy.target import ENDED, Standing
 
 SCRIPT = "job.sh"  # in the run folder
-_MARKS = (".began", "exit")  # in its logs
+_MARKS = (".began", "exit", REFUSAL)  # in its logs
 
 _HEAD = """\
 #!/bin/bash
@@ -36,9 +36,10 @@ train() {
   touch "$run/logs/.began"
   "$@" >> "$log" 2>&1 &
   child=$!
-  while kill -0 "$child" 2> /dev/null; do
+  while true; do
     ended=0
     wait "$child" || ended=$?  # which a signal ends too
+    if ! kill -0 "$child" 2> /dev/null; then break; fi
   done
   child=""
   echo "$(date +%FT%T) ended: $ended" >> "$log"

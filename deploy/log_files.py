@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 LOGS = "logs"  # in the run folder
+REFUSAL = "refused"  # among the logs: why the trainer refused this start of the job
 # What torchrun starts as each of its processes, with RUN/logs/rank and the command: a file of its own for every rank,
 # which a restart goes on with.
 TO_RANK_LOG = 'exec "$@" >> "$0-$RANK.log" 2>&1'

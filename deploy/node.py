@@ -2,7 +2,7 @@
 
 torchrun alone falls short there in three ways. It takes itself for the rendezvous' host only if its own name resolves
 already; a node that starts before the head gives up after a minute; and it ends with 1 whatever its processes end with,
-by which a cluster cannot tell a preemption from a fault.
+by which a cluster cannot tell a preemption or a refusal from a fault.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from deploy.log_files import LOGS, REFUSAL
+
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# Exit codes of `earlybird train`, by what the run's log says of its end. Other faults may go away: torchrun's own 1.
-PREEMPTED, DIVERGED = 75, 3
+# Exit codes of `earlybird train`, by what the run's folder says of its end. Other faults may go away: torchrun's own 1.
+PREEMPTED, DIVERGED, REFUSED = 75, 3, 2
 CODES = {"preempted": PREEMPTED, "diverged": DIVERGED}
 _TAIL = 65_536  # bytes of the log in which its last row lies
 
@@ -50,10 +53,14 @@ class Node:
         self.told = False
 
     def run(self, torchrun: list[str], run_folder: Path) -> int:
-        """The exit code: 0, 75 for a run that was preempted, 3 for one that diverged, else torchrun's."""
+        """The exit code: 0, 75 for a run that was preempted, 3 for one that diverged, 2 for one that was refused, else
+        torchrun's."""
         for number in PASSED_ON:
             signal.signal(number, self._hand_on)
-        began = time.time()
+        began, refusal = time.time(), run_folder / LOGS / REFUSAL
+        if self.is_head:
+            with suppress(OSError):  # it may be an earlier job's
+                refusal.unlink()
         if not self.is_head and not self._head_listens():
             if not self.told:
                 print(f"deploy.node: {self.host}:{self.port} did not listen in {self.patience:.0f} s", file=sys.stderr)
@@ -66,6 +73,8 @@ class Node:
         code = self.child.wait()
         if code == 0:
             return 0
+        if refusal.exists():
+            return REFUSED
         if self.told:  # whether it could save or not: it goes on from its newest checkpoint
             return PREEMPTED
         return CODES.get(last_word(run_folder / "log.jsonl", began), code if code > 0 else 1)

@@ -18,10 +18,10 @@ _MEBIBYTES = {"M": 1, "G": 1024, "T": 1024**2, "Mi": 1, "Gi": 1024, "Ti": 1024**
 def pod_template(job: Job, element: Element, name: str, site: Site) -> dict[str, Any]:
     """Template of the pods, without their containers; by its labels the PodMonitor of deploy/prometheus finds them.
 
-    ValueError for a job that would lose its run folder with the pod, or whose data is not there.
+    ValueError for a job that would lose its run folder with the pod, or whose data or origin is not there.
     """
     settings, volumes = site.kubernetes, read_volumes(site.kubernetes.volumes)
-    for what, path in (("run folder", element.run_folder), ("data", job.data)):
+    for what, path in (("run folder", element.run_folder), ("data", job.data), ("origin", job.origin)):
         on = volume_of(path, volumes)
         if path and not path.startswith("/"):
             raise ValueError(f"the {what} is {path}; give its absolute path in the pod")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import tempfile
@@ -100,8 +99,9 @@ def _task(job: Job, element: Element, site: Site) -> dict[str, Any]:
             f"the run folder {element.run_folder} lies in no mount, so it would go with the machine ([skypilot.mounts] "
             f"keeps {', '.join(sorted(kept)) or 'nothing'})"
         )
-    if job.data and not _lies_in(job.data, settings.mounts):
-        raise ValueError(f"the data {job.data} lies in no mount ([skypilot.mounts] of the site)")
+    for what, path in (("data", job.data), ("origin", job.origin)):
+        if path and not _lies_in(path, settings.mounts):
+            raise ValueError(f"the {what} {path} lies in no mount ([skypilot.mounts] of the site)")
     resources: dict[str, Any] = {"infra": settings.infra} if settings.infra else {}
     if job.gpus_per_node:
         resources["accelerators"] = {settings.accelerator: job.gpus_per_node}
@@ -143,8 +143,7 @@ def _in_mounts(job: Job, site: Site) -> Job:
     """The job with its run folder as the nodes see it: as it is where it lies in a mount, else in skypilot.runs."""
     if _lies_in(job.run_folder, site.skypilot.mounts) or not site.skypilot.runs:
         return job
-    folder = f"{site.skypilot.runs.rstrip('/')}/{PurePosixPath(job.run_folder).name}"
-    return dataclasses.replace(job, run_folder=folder)
+    return job.moved_to(site.skypilot.runs)
 
 
 def _lies_in(path: str, folders: Any) -> bool:

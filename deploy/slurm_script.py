@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from deploy.job import Job
-from deploy.log_files import LOGS, TO_RANK_LOG
+from deploy.log_files import LOGS, REFUSAL, TO_RANK_LOG
 from deploy.shell import array, exports, quoted
 from deploy.site import Site, Slurm
 
@@ -50,18 +50,31 @@ export EARLYBIRD_ADDRESSES
 head=${EARLYBIRD_ADDRESSES%% *}
 """
 
-_END = """\
+_TRAPS = """\
 # USR1 comes before the limit of time and before a preemption: the run saves, and the job goes back into the queue.
-# TERM comes from a cancel: the run saves, and the job is over.
-told="" cancelled=""
-trap 'told=yes; kill -USR1 "$step" 2> /dev/null' USR1
-trap 'cancelled=yes; kill -USR1 "$step" 2> /dev/null' TERM
-code=0
-while kill -0 "$step" 2> /dev/null; do
-  code=0
-  wait "$step" || code=$?  # which a signal ends too
-done
+# TERM comes from a cancel: the run saves, and the job is over. What copies data is ended by both.
+told="" cancelled="" handed="" step="" code=0
+hand_on() {
+  if [ -z "$step" ]; then return; fi
+  handed=yes
+  kill -USR1 "$step" 2> /dev/null
+}
+trap 'told=yes; hand_on' USR1
+trap 'cancelled=yes; hand_on' TERM
+# Until the step in the background has ended: a signal ends bash's wait too.
+follow() {
+  step=$! handed=""
+  if [ -n "$told$cancelled" ] && [ -z "$handed" ]; then hand_on; fi
+  while true; do
+    code=0
+    wait "$step" || code=$?
+    if ! kill -0 "$step" 2> /dev/null; then break; fi
+  done
+  step=""
+}
+"""
 
+_END = """\
 # torchrun ends with 1 whatever its processes end with: what the run itself says decides.
 state() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*' | cut -d = -f 2; }
 status=""
@@ -69,18 +82,23 @@ if [ "$run/summary.json" -nt "$began" ]; then
   status=$(sed -n 's/^ *"status": "\\([a-z]*\\)".*/\\1/p' "$run/summary.json")
 fi
 # A node that fails takes the step with it, often before Slurm misses the node. So what was under way is tried again,
-# but not what diverged, nor what did not come to a checkpoint three times in a row.
+# but not what was refused or diverged, nor what did not come to a checkpoint three times in a row.
 is_worth_another_start() {
   local failures=0
   local lost='State=[A-Z+]*([*]|DOWN|NOT_RESPONDING)'
+  if [ "$run/log.jsonl" -nt "$began" ] && tail -n 1 "$run/log.jsonl" | grep -q '"diverged"'; then return 1; fi
   if scontrol --oneliner show node "$SLURM_JOB_NODELIST" | grep -Eq "$lost"; then return 0; fi
-  if ! [ "$run/log.jsonl" -nt "$began" ] || tail -n 1 "$run/log.jsonl" | grep -q '"diverged"'; then return 1; fi
+  if ! [ "$run/log.jsonl" -nt "$began" ]; then return 1; fi
   if [ -e "$logs/.failures" ] && ! [ "$run/checkpoints" -nt "$began" ]; then failures=$(< "$logs/.failures"); fi
   echo $((failures + 1)) > "$logs/.failures"
   [ "$failures" -lt 2 ]
 }
 echo "$(date +%FT%T) ended: ${status:-without a summary}, srun $code"
 case $status in completed | stopped) exit 0 ;; esac
+if [ -e "$refused" ]; then
+  echo "refused: $(< "$refused")"
+  exit 1
+fi
 # Where Slurm ends the job itself, cancelled or put back for a node that failed, nothing is left to do: TERM came too, a
 # cancel would take it out of the queue, and a requeue bring back what someone cancelled.
 if [ "$(state)" != RUNNING ]; then exit 1; fi
@@ -104,9 +122,11 @@ def render(job: Job, site: Site, python: str) -> str:
     lines += [
         "# One torchrun a node, and in it one process a GPU; they meet at the first node.",
         "set -u",
+        _TRAPS,
         f"python={quoted(python)}",
         f"run={quoted(job.run_folder.rstrip('/') or '/')}",
-        f"data={quoted(job.data)}" if job.data else "",
+        *([f"data={quoted(job.data)}"] if job.data else []),
+        *([f"origin={quoted(job.origin)}"] if job.origin else []),
         array("arguments", job.arguments),
     ]
     if job.seeds:
@@ -114,8 +134,17 @@ def render(job: Job, site: Site, python: str) -> str:
             f"seeds=({' '.join(map(str, job.seeds))})",
             "seed=${seeds[$SLURM_ARRAY_TASK_ID]}",
             'run+="/seed-$seed"',
+            *([r"origin=${origin//\{seed\}/$seed}"] if job.origin else []),
         ]
-    lines += ['logs="$run/' + LOGS + '"', 'mkdir -p "$logs"', 'began="$logs/.began"', 'touch "$began"', ""]
+    lines += [
+        f'logs="$run/{LOGS}"',
+        'mkdir -p "$logs"',
+        'began="$logs/.began"',
+        'touch "$began"',
+        f'refused="$logs/{REFUSAL}"',
+        'rm -f "$refused"',
+        "",
+    ]
     lines += exports(job.variables(site.environment))
     if slurm.modules:
         lines += [
@@ -129,8 +158,10 @@ def render(job: Job, site: Site, python: str) -> str:
     lines += list(_launch(job, slurm))
     lines += [
         'echo "$(date +%FT%T) job $SLURM_JOB_ID start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"',
-        '"${launch[@]}" &',
-        "step=$!",
+        'if [ -z "$told$cancelled" ]; then',
+        '  "${launch[@]}" &',
+        "  follow",
+        "fi",
         "",
         _END,
     ]
@@ -188,7 +219,9 @@ def _staging(job: Job, slurm: Slurm) -> list[str]:
     return [
         "# The data, on every node's own disk; a copy is used again as long as the original keeps its time stamp.",
         f'staged={root}/earlybird/$(stat -c %Y "$data")-$(echo "$data" | cksum | cut -d \' \' -f 1)',
-        f'srun --ntasks-per-node=1 sh -c {quoted(_STAGE)} sh "$data" "$staged" || exit 1',
+        f'srun --ntasks-per-node=1 sh -c {quoted(_STAGE)} sh "$data" "$staged" &',
+        "follow",
+        'if [ "$code" != 0 ] && [ -z "$told$cancelled" ]; then exit 1; fi',
         'data="$staged/$(basename "$data")"',
         "",
     ]
@@ -196,6 +229,7 @@ def _staging(job: Job, slurm: Slurm) -> list[str]:
 
 def _final_arguments(job: Job) -> str:
     more = ['--data "$data"'] if job.data else []
+    more += ['--from "$origin"'] if job.origin else []
     more += ['--set "seed=$seed"'] if job.seeds else []
     return "arguments+=(" + " ".join([*more, '--run-folder "$run"']) + ")"
 
@@ -218,9 +252,11 @@ def _launch(job: Job, slurm: Slurm) -> Iterator[str]:
     if cpus := _cpus(job, slurm):
         words.append(f"--cpus-per-task={cpus}")  # a step does not take it over from the job since Slurm 22.05
     expanded: list[str] = []
-    mounts = ["$run:$run"] + (['$(dirname "$data"):$(dirname "$data")'] if job.data else [])
+    # By the folder that holds it: an origin may go once the run has begun.
+    held = [f'$(dirname "${name}")' for name, path in (("data", job.data), ("origin", job.origin)) if path]
+    mounts = ["$run:$run", *(f"{folder}:{folder}" for folder in held)]
     if slurm.container_image:
-        for path in (job.run_folder, job.data):
+        for path in (job.run_folder, job.data, job.origin):
             if any(char in path for char in ":,"):
                 raise ValueError(f"{path} holds a colon or comma, which a container's list of mounts cannot hold")
         given = [quoted(mount) for mount in slurm.container_mounts]

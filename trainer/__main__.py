@@ -26,12 +26,14 @@ def main() -> None:
 
 def _for_the_user(error: Exception) -> str | None:
     """What to tell of an error that is not the program's own; None where a traceback says more."""
+    if isinstance(error, ValueError | FloatingPointError):
+        return str(error)
     import torch  # only now: it takes seconds
 
     from trainer.run.distributed import LostRankError
     from trainer.run.manifest import CheckpointError
 
-    if isinstance(error, ValueError | FloatingPointError | CheckpointError | LostRankError):
+    if isinstance(error, CheckpointError | LostRankError):
         return str(error)
     if isinstance(error, OSError):
         return f"{error} (EARLYBIRD_TRACEBACK=1 shows where)"

@@ -28,7 +28,7 @@ from trainer.cli_submit import submit
 from trainer.cli_sweep import show_comparison, sweep
 from trainer.cli_tune import tune
 from trainer.cli_watch import watch
-from trainer.settings import with_data
+from trainer.settings import with_data, with_origin
 
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
 
@@ -122,16 +122,18 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe; goes on from the run folder's newest checkpoint if it has one."""
-    from trainer.config import resolve
-    from trainer.run.signals import STOPPED
-    from trainer.run.training import Options, run_training
+    from trainer.run.refusal import refused_once
 
-    overrides = with_data(data, settings)
-    overrides += [f"seed={seed}"] if seed is not None else []
-    overrides += [f"origin.run={from_run.absolute()}"] if from_run is not None else []
-    config = resolve(recipe, overrides)
-    options = Options(run or Path("runs") / recipe, max_steps, device, tuple(allow or ()))
-    summary = run_training(config, options)
+    folder = run or Path("runs") / recipe
+    with refused_once(folder):
+        from trainer.config import resolve
+        from trainer.run.signals import STOPPED
+        from trainer.run.training import Options, run_training
+
+        overrides = with_origin(from_run, with_data(data, settings))
+        overrides += [f"seed={seed}"] if seed is not None else []
+        config = resolve(recipe, overrides)
+        summary = run_training(config, Options(folder, max_steps, device, tuple(allow or ())))
     if os.environ.get("RANK", "0") == "0":
         if as_json:
             print(json.dumps(summary))
@@ -141,7 +143,7 @@ def train(
                 f"{summary['status']} after {summary['iterations']} iterations: "
                 f"top-1 % by exit {scores or '-'}, "
                 f"{summary['images_per_second']:.0f} images/s.\n"
-                f"Next: earlybird evaluate {options.run}"
+                f"Next: earlybird evaluate {folder}"
             )
     if summary["status"] == "preempted":
         raise typer.Exit(STOPPED)

@@ -7,6 +7,7 @@ import difflib
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,6 +17,11 @@ LARGEST = 2**63
 def with_data(data: str, settings: Sequence[str] | None) -> list[str]:
     """The settings, and those that read `data` instead of the recipe's own images; "" leaves them as they are."""
     return ["data.source=auto", *(settings or []), f"data.path={data}"] if data else list(settings or [])
+
+
+def with_origin(run: Path | None, settings: Sequence[str] | None) -> list[str]:
+    """The settings, and the one that begins with the net of the run in a folder; None leaves them as they are."""
+    return [*(settings or []), *([f"origin.run={run.expanduser().absolute()}"] if run is not None else [])]
 
 
 def apply_settings(config: T, settings: list[str]) -> T:

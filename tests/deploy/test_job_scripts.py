@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,7 @@ PLAIN = Job("demo", ("train", "demo"), "/runs/demo", nodes=2, gpus_per_node=2)
 FULL = Job(
     "step4", TRAIN, "/runs/step 4", data="/data/imagenet", nodes=8, min_nodes=6, gpus_per_node=8, cpus_per_node=64,
     memory_per_node="512G", minutes=1440, grace_seconds=120, seeds=(0, 1, 2), environment={"WHO": "it's me"},
+    origin="/runs/first/seed-{seed}",
 )  # fmt: skip
 SITE = Site(
     python="/opt/earlybird/bin/python",
@@ -63,7 +68,7 @@ def arrays(script: str, before: str, *names: str, environment: dict[str, str] | 
     dump = "import json,sys; print(json.dumps(sys.argv[1:]))"
     ask = "\n".join(f'"{sys.executable}" -c \'{dump}\' "${{{name}[@]}}"' for name in names)
     done = subprocess.run(
-        ["bash", "-c", f"mkdir() {{ :; }}; touch() {{ :; }}; scontrol() {{ :; }}\n{lines}\n{ask}"],
+        ["bash", "-c", f"mkdir() {{ :; }}; touch() {{ :; }}; rm() {{ :; }}; scontrol() {{ :; }}\n{lines}\n{ask}"],
         env={"PATH": os.environ["PATH"], "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n1", **(environment or {})},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -76,7 +81,7 @@ def arrays(script: str, before: str, *names: str, environment: dict[str, str] | 
 def test_words_arrive_as_they_are_or_are_refused(value: str, folder: str, data: str) -> None:
     job = Job(
         "demo", ("train", "demo", "--set", f"x={value}"), f"/runs/{folder}".rstrip("/"), data=f"/data/{data}",
-        seeds=(7,), environment={"V": value},
+        origin=f"/{data}/{{seed}}", seeds=(7,), environment={"V": value},
     )  # fmt: skip
     (whole,) = job.elements
     try:
@@ -89,7 +94,8 @@ def test_words_arrive_as_they_are_or_are_refused(value: str, folder: str, data: 
     index = {"SLURM_ARRAY_TASK_ID": "0"}
     arguments, exported = arrays(script, "port=", "arguments", "V", environment=index)
     head, seed, tail = list(job.arguments), ["--set", "seed=7"], ["--run-folder", whole.run_folder]
-    assert arguments == [*head, "--data", job.data, *seed, *tail] == list(whole.arguments)
+    begins = ["--from", f"/{data}/7".replace("{seed}", "7")]
+    assert arguments == [*head, "--data", job.data, *begins, *seed, *tail] == list(whole.arguments)
     assert exported == [value]
     directives = [line for line in script.splitlines() if line.startswith("#SBATCH")]
     assert all(line.startswith("#SBATCH --") for line in directives)
@@ -105,6 +111,57 @@ def test_a_local_script_is_true_to_every_word(value: str, folder: str) -> None:
     )
     assert arguments == list(job.elements[0].arguments)
     assert exported == [value]
+
+
+@pytest.fixture
+def on_node(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
+    """(what srun does) -> the batch script of a job with staged data, begun beside stand-ins of Slurm's programs. The
+    file `asked` lists what scontrol and scancel were called with."""
+
+    def begin(srun: str) -> subprocess.Popen[str]:
+        programs = tmp_path / "programs"
+        programs.mkdir()
+        asked = f'echo "$(basename "$0") $*" >> {tmp_path}/asked\n'
+        known = 'case "$*" in *"show hostnames"*) echo n1 ;; *"show job"*) echo JobState=RUNNING ;; esac\n'
+        for name, text in {"srun": srun, "scontrol": asked + known, "scancel": asked, "sleep": ":\n"}.items():
+            (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+            (programs / name).chmod(0o755)
+        job = Job("demo", ("train", "demo"), str(tmp_path / "run"), data=str(tmp_path / "data"))
+        (tmp_path / "data").touch()
+        (tmp_path / "batch.sh").write_text(render(job, Site(slurm=Slurm(staging=str(tmp_path / "disk"))), "python3"))
+        environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n1"}
+        return subprocess.Popen(["bash", tmp_path / "batch.sh"], env=environment, stdout=subprocess.PIPE, text=True)
+
+    return begin
+
+
+@pytest.mark.parametrize(("number", "asked"), [(signal.SIGUSR1, "scontrol requeue 12"), (signal.SIGTERM, "scancel 12")])
+def test_a_signal_while_data_is_copied_is_heard(
+    on_node: Callable[[str], subprocess.Popen[str]], tmp_path: Path, number: signal.Signals, asked: str
+) -> None:
+    copies = tmp_path / "copies"
+    script = on_node(f"touch {copies}; exec {shutil.which('sleep')} 30")
+    end = time.monotonic() + 20
+    while not copies.exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    script.send_signal(number)
+    printed, _ = script.communicate(timeout=20)
+    assert script.returncode == 1
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == asked
+    assert "ended: without a summary, srun" in printed
+
+
+def test_what_was_refused_is_not_started_again(on_node: Callable[[str], subprocess.Popen[str]], tmp_path: Path) -> None:
+    logs = tmp_path / "run" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "refused").write_text("of an earlier job\n")
+    trains = f'case "$*" in *trainer*) [ ! -e {logs}/refused ] && echo "a is 0" > {logs}/refused; exit 1 ;; esac'
+    script = on_node(trains)
+    printed, _ = script.communicate(timeout=20)
+    assert script.returncode == 1
+    assert printed.splitlines()[-1] == "refused: a is 0"
+    assert "requeue" not in (tmp_path / "asked").read_text()
 
 
 @pytest.mark.parametrize(

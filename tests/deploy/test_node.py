@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -99,6 +100,22 @@ def test_a_run_that_diverged_ends_with_3(start: Start, site: Site, tmp_path: Pat
     )
     whole = command(Job("demo", ("train",), str(tmp_path), max_restarts=0), site)
     assert start([*whole[: whole.index("-m", 3)], str(worker)], 0).wait(60) == 3
+
+
+def test_a_run_that_was_refused_ends_with_2(start: Start, site: Site, tmp_path: Path) -> None:
+    """The trainer itself, refused: of four starts one looks at the data, and the cluster is told to try no more."""
+    refused = "earlybird: data.path /nowhere does not exist"
+    trains = ("train", "demo", "--set", "data.source=auto", "--set", "data.path=/nowhere")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "refused").write_text("of an earlier job\n")
+    whole = command(Job("demo", trains, str(tmp_path), processes=2, max_restarts=3), site)
+    end = whole.index("-m", 3)
+    traced = ["--no-python", sys.executable, "-X", "importtime", "-m", *whole[end + 2 :]]
+    assert start([*whole[:end], *traced], 0).wait(100) == 2
+    printed = (tmp_path / "pod.log").read_text()
+    assert printed.count(refused) >= 4, "the line of every start, of one rank at least"
+    assert len(re.findall(r"\| +torch$", printed, re.MULTILINE)) == 2, "each rank's first start alone came so far"
+    assert f"earlybird: {(tmp_path / 'logs' / 'refused').read_text()}".startswith(refused)
 
 
 def test_a_head_that_never_comes_ends_the_wait(start: Start, site: Site, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from deploy.record import Record, read_record
 from deploy.target import ENDED, Standing
 from deploy.targets import standing_of
 from trainer.run.folder import RunFolder
+from trainer.run.refusal import why_refused
 from trainer.run.status import run_brief, run_status
 
 OVER = ("completed", "stopped", "diverged")  # by the run's own word: no scheduler needs to be asked
@@ -32,6 +33,8 @@ def job_status(run: Path, *, brief: bool = False) -> dict[str, Any]:
     if record is None:
         return result | {"job": None}
     standing = Standing("unknown") if brief and result["state"] in OVER else standing_of(record)
+    if standing.state == "failed" and (reason := why_refused(run)):
+        standing = dataclasses.replace(standing, reason=reason)
     job = {"target": record.target, "id": record.id, "name": record.name, **dataclasses.asdict(standing)}
     return result | {"state": together(result["state"], standing), "job": job}
 

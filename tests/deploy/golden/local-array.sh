@@ -13,9 +13,10 @@ train() {
   touch "$run/logs/.began"
   "$@" >> "$log" 2>&1 &
   child=$!
-  while kill -0 "$child" 2> /dev/null; do
+  while true; do
     ended=0
     wait "$child" || ended=$?  # which a signal ends too
+    if ! kill -0 "$child" 2> /dev/null; then break; fi
   done
   child=""
   echo "$(date +%FT%T) ended: $ended" >> "$log"

@@ -18,9 +18,32 @@
 
 # One torchrun a node, and in it one process a GPU; they meet at the first node.
 set -u
+# USR1 comes before the limit of time and before a preemption: the run saves, and the job goes back into the queue.
+# TERM comes from a cancel: the run saves, and the job is over. What copies data is ended by both.
+told="" cancelled="" handed="" step="" code=0
+hand_on() {
+  if [ -z "$step" ]; then return; fi
+  handed=yes
+  kill -USR1 "$step" 2> /dev/null
+}
+trap 'told=yes; hand_on' USR1
+trap 'cancelled=yes; hand_on' TERM
+# Until the step in the background has ended: a signal ends bash's wait too.
+follow() {
+  step=$! handed=""
+  if [ -n "$told$cancelled" ] && [ -z "$handed" ]; then hand_on; fi
+  while true; do
+    code=0
+    wait "$step" || code=$?
+    if ! kill -0 "$step" 2> /dev/null; then break; fi
+  done
+  step=""
+}
+
 python=/opt/earlybird/bin/python
 run='/runs/step 4'
 data=/data/imagenet
+origin='/runs/first/seed-{seed}'
 arguments=(
   train
   imagenet-msdnet-step4
@@ -29,10 +52,13 @@ arguments=(
 seeds=(0 1 2)
 seed=${seeds[$SLURM_ARRAY_TASK_ID]}
 run+="/seed-$seed"
+origin=${origin//\{seed\}/$seed}
 logs="$run/logs"
 mkdir -p "$logs"
 began="$logs/.began"
 touch "$began"
+refused="$logs/refused"
+rm -f "$refused"
 
 export NCCL_DEBUG=WARN
 export NCCL_SOCKET_IFNAME=ib0
@@ -66,10 +92,12 @@ if [ ! -e "$2/done" ]; then
   cp -RL "$1" "$2/"
   touch "$2/done"
 fi
-' sh "$data" "$staged" || exit 1
+' sh "$data" "$staged" &
+follow
+if [ "$code" != 0 ] && [ -z "$told$cancelled" ]; then exit 1; fi
 data="$staged/$(basename "$data")"
 
-arguments+=(--data "$data" --set "seed=$seed" --run-folder "$run")
+arguments+=(--data "$data" --from "$origin" --set "seed=$seed" --run-folder "$run")
 port=$((29400 + SLURM_JOB_ID % 1000))
 torchrun=(
   --nnodes=6:8
@@ -99,19 +127,10 @@ exec "$python" -m torch.distributed.run --local-addr="$address" --rdzv-conf="is_
 ' sh "$python" "${torchrun[@]}"
 )
 echo "$(date +%FT%T) job $SLURM_JOB_ID start ${SLURM_RESTART_COUNT:-0} on $SLURM_JOB_NODELIST"
-"${launch[@]}" &
-step=$!
-
-# USR1 comes before the limit of time and before a preemption: the run saves, and the job goes back into the queue.
-# TERM comes from a cancel: the run saves, and the job is over.
-told="" cancelled=""
-trap 'told=yes; kill -USR1 "$step" 2> /dev/null' USR1
-trap 'cancelled=yes; kill -USR1 "$step" 2> /dev/null' TERM
-code=0
-while kill -0 "$step" 2> /dev/null; do
-  code=0
-  wait "$step" || code=$?  # which a signal ends too
-done
+if [ -z "$told$cancelled" ]; then
+  "${launch[@]}" &
+  follow
+fi
 
 # torchrun ends with 1 whatever its processes end with: what the run itself says decides.
 state() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*' | cut -d = -f 2; }
@@ -120,18 +139,23 @@ if [ "$run/summary.json" -nt "$began" ]; then
   status=$(sed -n 's/^ *"status": "\([a-z]*\)".*/\1/p' "$run/summary.json")
 fi
 # A node that fails takes the step with it, often before Slurm misses the node. So what was under way is tried again,
-# but not what diverged, nor what did not come to a checkpoint three times in a row.
+# but not what was refused or diverged, nor what did not come to a checkpoint three times in a row.
 is_worth_another_start() {
   local failures=0
   local lost='State=[A-Z+]*([*]|DOWN|NOT_RESPONDING)'
+  if [ "$run/log.jsonl" -nt "$began" ] && tail -n 1 "$run/log.jsonl" | grep -q '"diverged"'; then return 1; fi
   if scontrol --oneliner show node "$SLURM_JOB_NODELIST" | grep -Eq "$lost"; then return 0; fi
-  if ! [ "$run/log.jsonl" -nt "$began" ] || tail -n 1 "$run/log.jsonl" | grep -q '"diverged"'; then return 1; fi
+  if ! [ "$run/log.jsonl" -nt "$began" ]; then return 1; fi
   if [ -e "$logs/.failures" ] && ! [ "$run/checkpoints" -nt "$began" ]; then failures=$(< "$logs/.failures"); fi
   echo $((failures + 1)) > "$logs/.failures"
   [ "$failures" -lt 2 ]
 }
 echo "$(date +%FT%T) ended: ${status:-without a summary}, srun $code"
 case $status in completed | stopped) exit 0 ;; esac
+if [ -e "$refused" ]; then
+  echo "refused: $(< "$refused")"
+  exit 1
+fi
 # Where Slurm ends the job itself, cancelled or put back for a node that failed, nothing is left to do: TERM came too, a
 # cancel would take it out of the queue, and a requeue bring back what someone cancelled.
 if [ "$(state)" != RUNNING ]; then exit 1; fi
