@@ -14,7 +14,7 @@ from deploy.job import LONGEST_NAME, Job
 from deploy.record import Record
 from deploy.site import Site
 from deploy.target import ENDED, State
-from deploy.targets import in_progress, standing_of, submit
+from deploy.targets import SILENCE, in_progress, standing_of, submit
 
 MOST = 1000  # combinations: more are a mistake, or a matter for a scheduler's own arrays
 _PAUSE = 2.0  # seconds between two looks at the jobs
@@ -119,6 +119,7 @@ def carry_out(
     told: Callable[[str, str], None] = lambda run_folder, what: None,
     recipes: Mapping[str, str] | None = None,
     pause: float = _PAUSE,
+    silence: float = SILENCE,
 ) -> dict[str, State]:
     """Submit the jobs, at most `at_once` in progress (0: all of them); how each stands in the end, by its run folder.
 
@@ -127,12 +128,13 @@ def carry_out(
               sweep, is followed; one that failed is submitted again and goes on from its newest checkpoint
     wait      follow them to their ends; without it, all are submitted at once and none is waited for
     told      hears of every change: (run folder, what)
+    silence   seconds in which nobody can say how a job stands until it is followed no more, and its state is unknown
     Raises ValueError where a job would be refused: those submitted before it go on.
     """
     if at_once and not wait:
         raise ValueError(f"--parallel is {at_once}, which needs someone who waits for the jobs; add --wait")
     states: dict[str, State] = {}
-    waiting, going = list(jobs), dict[str, Record]()
+    waiting, going, heard = list(jobs), dict[str, Record](), dict[str, float]()
     while waiting or going:
         while waiting and (not at_once or len(going) < at_once):
             folder = waiting.pop(0)
@@ -146,15 +148,22 @@ def carry_out(
                 told(folder, f"job {record.id} on {target}")
             else:
                 told(folder, f"job {record.id} on {record.target} goes on")
-            going[folder] = record
+            going[folder], heard[folder] = record, time.monotonic()
         if not wait:
             return states | dict.fromkeys(going, "pending")
         for folder, record in list(going.items()):
-            state = standing_of(record).state
+            standing = standing_of(record)
+            state = standing.state
+            if state != "unknown":
+                heard[folder] = time.monotonic()
             if state in ENDED or (state == "unknown" and finished(folder)):
                 del going[folder]
                 states[folder] = "completed" if finished(folder) else "failed" if state != "cancelled" else state
                 told(folder, states[folder])
+            elif time.monotonic() - heard[folder] > silence:
+                del going[folder]
+                states[folder] = "unknown"
+                told(folder, f"job {record.id} is followed no more ({standing.reason or 'its scheduler forgot it'})")
         if going:
             time.sleep(pause)
     return {folder: states[folder] for folder in jobs}

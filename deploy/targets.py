@@ -22,7 +22,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "kubernetes": KubernetesTarget,
     "skypilot": SkyPilotTarget,
 }
-_SILENCE = 600.0  # seconds that a scheduler may be out of reach while someone waits for its job
+SILENCE = 600.0  # seconds that a scheduler may be out of reach while someone waits for its job
 
 
 def target_of(name: str) -> Target:
@@ -84,10 +84,8 @@ def wait_for(record: Record, told: Callable[[Standing], None], pause: float = 2.
         now = standing_of(record)
         if now.state != "unknown":
             heard = time.monotonic()
-        elif time.monotonic() - heard > _SILENCE:
-            raise ValueError(
-                f"job {record.id} cannot be followed for {_SILENCE:.0f} s now: {now.reason or 'forgotten'}"
-            )
+        elif time.monotonic() - heard > SILENCE:
+            raise ValueError(f"job {record.id} cannot be followed for {SILENCE:.0f} s now: {now.reason or 'forgotten'}")
         if now != before:
             told(now)
         if now.state in ENDED:

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy import sweep
 from deploy.job import LONGEST_NAME, Job
+from deploy.record import Record
 from deploy.site import Site
 from deploy.sweep import carry_out, combinations, job_name
+from deploy.target import Standing
 
 
 def test_every_combination_the_last_changing_fastest() -> None:
@@ -63,6 +66,31 @@ def test_any_name_is_one_of_a_job(parts: list[str]) -> None:
     name = job_name(*parts)
     assert len(name) <= LONGEST_NAME
     assert Job(name, ("train", "demo"), "/run").name == name
+
+
+def test_a_job_that_nobody_knows_of_is_not_followed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one, which its scheduler answers for, is."""
+    jobs = {str(tmp_path / name): Job("a", ("train", "demo"), str(tmp_path / name)) for name in ("lost", "well")}
+    looks: list[str] = []
+
+    def submitted(target: str, job: Job, site: Site, **_: object) -> Record:
+        return Record(target, job.run_folder, job.name, 0.0, job.run_folder, "")
+
+    def standing(record: Record) -> Standing:
+        looks.append(record.run_folder)
+        if record.run_folder.endswith("lost"):
+            return Standing("unknown", "squeue gave no answer")
+        return Standing("running" if looks.count(record.run_folder) < 40 else "completed")
+
+    monkeypatch.setattr(sweep, "submit", submitted)
+    monkeypatch.setattr(sweep, "standing_of", standing)
+    told: list[str] = []
+    states = carry_out(
+        jobs, "slurm", Site(), finished=lambda folder: looks.count(folder) >= 40,
+        told=lambda folder, what: told.append(what), pause=0.01, silence=0.1,
+    )  # fmt: skip
+    assert list(states.values()) == ["unknown", "completed"]
+    assert "is followed no more (squeue gave no answer)" in told[2]
 
 
 def test_what_is_complete_is_not_submitted(tmp_path: Path) -> None:
