@@ -23,7 +23,15 @@ SiteName = Annotated[
     str, typer.Option("--site", metavar="FILE|NAME", help="Profile; ~/.config/earlybird/site.toml if there.")
 ]
 MaxSteps = Annotated[int, typer.Option(help="Stop each run after so many iterations; 0 runs it whole.")]
-Seeds = Annotated[str, typer.Option(metavar="5|0,1,2|3-7", help="So many runs of each, or which; not given: one.")]
+Seeds = Annotated[
+    str, typer.Option(metavar="5|0,1,2|3-7", help="So many runs (5: seeds 0 to 4), or which; not given: one.")
+]
+Origin = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", metavar="RUN", help="The run whose net ...-imta-finetune begins with; {seed} is each run's."
+    ),
+]
 Parallel = Annotated[
     int, typer.Option(min=0, help="Runs in progress at a time; 0: one on this machine, all on a cluster.")
 ]
@@ -32,6 +40,7 @@ DataElsewhere = Annotated[bool, typer.Option("--data-elsewhere", help="The data 
 
 
 def place(
+    *,
     target: str,
     nodes: int,
     gpus: int,
@@ -75,16 +84,11 @@ def minutes_of(limit: str) -> int:
 
 
 def seeds_of(text: str) -> tuple[int | None, ...]:
-    """5 is 0 to 4; a list or a span says which."""
+    """`5` is 0 to 4; `0,1,2`, `0-4` or both say which; "" is (None,), the recipe's own. Else ValueError."""
     if text.strip().isdecimal():
         if not 0 < int(text) <= 1000:
             raise ValueError(f"--seeds is {text}; give 1 to 1000 of them, or name them as 7-9")
         return tuple(range(int(text)))
-    return parse_seeds(text) or (None,)
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2`, `0-4` or both; ValueError for anything else."""
     seeds: list[int] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         first, dash, last = part.partition("-")
@@ -93,7 +97,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         seeds += range(int(first), int(last or first) + 1)
     if text.strip() and not seeds:
         raise ValueError(f"--seeds is {text!r}; write 0,1,2 or 0-4")
-    return tuple(seeds)
+    return tuple(seeds) or (None,)
 
 
 def teller(within: Path) -> Callable[[Path, str], None]:

@@ -67,7 +67,8 @@ def reproduce(
     `cost` runs anywhere. An accuracy table collects --from runs, or trains its rows: first it measures here what they
     will take and ends with exit code 1; with --yes it trains them and prints the table.
     """
-    from trainer.reporting.tables import COST, accuracy_rows, accuracy_table
+    from trainer.reporting.published_tables import COST, accuracy_rows
+    from trainer.reporting.tables import accuracy_table
     from trainer.run.trials import is_complete, run_trials, seeded
 
     if table == COST:
@@ -87,7 +88,20 @@ def reproduce(
     if left and not yes:
         _forecast(left, data, device, steps, batch, as_json)
         raise typer.Exit(1)
-    where = place(target, nodes, gpus, cpus, memory, limit, site, data, data_elsewhere, max_steps, parallel, wait)
+    where = place(
+        target=target,
+        nodes=nodes,
+        gpus=gpus,
+        cpus=cpus,
+        memory=memory,
+        limit=limit,
+        site=site,
+        data=data,
+        data_elsewhere=data_elsewhere,
+        max_steps=max_steps,
+        parallel=parallel,
+        wait=wait,
+    )
     states = run_trials(trials, where, teller(home))
     _show(table, accuracy_table(table, [run for run, state in states.items() if state == "completed"]), as_json)
     if any(state != "completed" for state in states.values()):
@@ -141,6 +155,8 @@ def _forecast(left: list[Any], data: str, device: str, steps: int, batch: int, a
 
 
 def _show(name: str, rows: list[dict[str, Any]], as_json: bool) -> None:
+    from trainer.reporting.published_tables import in_words
+
     if as_json:
         print(json.dumps({"table": name, "rows": rows}))
         return
@@ -155,9 +171,10 @@ def _show(name: str, rows: list[dict[str, Any]], as_json: bool) -> None:
                 for mean, spread in zip(row["top1"], spreads, strict=True)
             ]
             table.add_row("", f"ours, {len(row['runs'])} runs", *ours)
+        if row["difference"] is not None:
             table.add_row("", "difference", *(f"{value:+.2f}" for value in row["difference"]))
     Console(soft_wrap=True).print(table, highlight=False)
     for row in rows:
         if row["differs"]:
-            said = ", ".join(f"{setting} {ours} for {theirs}" for setting, (ours, theirs) in row["differs"].items())
-            print(f"{row['name']} was trained otherwise than published: {said}")
+            other = "" if row["difference"] else ", on another net or other classes, so that no difference is shown"
+            print(f"{row['name']} was trained otherwise than published{other}: {in_words(row['differs'])}")

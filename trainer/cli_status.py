@@ -31,7 +31,7 @@ def status(
         rows = [{"run": str(folder), **job_status(folder, brief=True)} for folder in folders]
         show_runs(rows, as_json)
     else:
-        rows = [job_status(run)]
+        rows = [{"run": str(run), **job_status(run)}]
         print(json.dumps(rows[0]) if as_json else "\n".join(_lines(rows[0])))
     if any(row["state"] in BAD for row in rows):
         raise typer.Exit(1)

@@ -18,12 +18,14 @@ from trainer.cli_place import (
     MaxSteps,
     Memory,
     Nodes,
+    Origin,
+    Seeds,
     SiteName,
     Target,
     minutes_of,
-    parse_seeds,
+    seeds_of,
 )
-from trainer.settings import with_data
+from trainer.settings import with_data, with_origin
 
 
 def submit(
@@ -33,26 +35,29 @@ def submit(
     gpus: Gpus = 0,
     data: Data = "",
     run: Annotated[
-        Path | None, typer.Option("--run", "--run-folder", metavar="FOLDER", help="Default runs/NAME.")
+        Path | None, typer.Option("--run", "--run-folder", metavar="FOLDER", help="Run folder; default runs/NAME.")
     ] = None,
     settings: Settings = None,
-    seeds: Annotated[str, typer.Option(metavar="0,1,2|0-4", help="One run a seed, as an array.")] = "",
+    origin: Origin = None,
+    seeds: Seeds = "",
     site: SiteName = "",
-    name: Annotated[str, typer.Option(help="Of the job; default the recipe's.")] = "",
-    min_nodes: Annotated[int, typer.Option(help="Go on with so few where nodes fail; 0: all or none.")] = 0,
-    processes: Annotated[int, typer.Option(help="A node; 0: one a GPU, on the CPU one.")] = 0,
+    name: Annotated[str, typer.Option(help="The job's name; the recipe's if not given.")] = "",
+    min_nodes: Annotated[int, typer.Option(help="Go on with so few where nodes fail; 0: with all or none.")] = 0,
+    processes: Annotated[int, typer.Option(help="Processes of each machine; 0: one a GPU, or one on the CPU.")] = 0,
     cpus: Cpus = 0,
     memory: Memory = "",
     limit: Limit = "",
-    max_restarts: Annotated[int, typer.Option(help="Of the processes within one start of the job.")] = 3,
+    max_restarts: Annotated[
+        int, typer.Option(help="Times that torchrun starts the processes again, each start of the job.")
+    ] = 3,
     max_steps: MaxSteps = 0,
     device: Device = "auto",
     data_elsewhere: DataElsewhere = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended; exit code 0 where it went well.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit code 0 where it went well.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a recipe on a cluster, or on this machine, apart from this terminal.
+    """Train a recipe on a cluster, or on this machine, apart from this terminal; several seeds are an array of runs.
 
     Settings and data are checked first, then the cluster is asked whether it would take the job: nothing is sent by
     halves.
@@ -66,7 +71,7 @@ def submit(
 
     place, profile = target_of(target), read_site(site)
     changed = at_site(settings or [], profile)
-    config = resolve(recipe, with_data(data, changed))
+    config = resolve(recipe, with_origin(origin, with_data(data, changed)))
     folder = (run or Path("runs") / (name or recipe)).absolute()
     Options(folder, max_steps, device)
     job = job_of(
@@ -87,13 +92,15 @@ def submit(
         memory_per_node=memory,
         minutes=minutes_of(limit),
         max_restarts=max_restarts,
-        seeds=parse_seeds(seeds),
+        seeds=tuple(seed for seed in seeds_of(seeds) if seed is not None),
     )
     text = place.render(job, profile)
     folders = {config.seed if run.seed is None else run.seed: Path(run.run_folder) for run in job.elements}
     checked = admit(config, job.world_size, folders, data_elsewhere=data_elsewhere)
+    runs = [element.run_folder for element in job.elements]
     if dry_run:
-        print(text, end="")
+        sent = {"target": target, "name": job.name, "run_folder": job.run_folder, "run_folders": runs}
+        print(json.dumps(sent | {"data": checked, "text": text}) if as_json else text, end="\n" if as_json else "")
         return
     record = send(target, job, profile, recipe=recipe, settings=tuple(changed))
     if gpus and not cpus and target == "slurm" and not profile.slurm.cpus_per_gpu:
@@ -102,7 +109,7 @@ def submit(
         )
     if as_json:
         kept = {"target": record.target, "id": record.id, "name": record.name, "run_folder": record.run_folder}
-        print(json.dumps(kept | {"run_folders": record.run_folders or (record.run_folder,), "data": checked}))
+        print(json.dumps(kept | {"run_folders": runs, "data": checked}))
     else:
         shown = run or Path("runs") / (name or recipe)
         print(

@@ -19,6 +19,7 @@ from trainer.cli_place import (
     MaxSteps,
     Memory,
     Nodes,
+    Origin,
     Parallel,
     Seeds,
     SiteName,
@@ -46,6 +47,7 @@ def sweep(
     ] = None,
     data: Data = "",
     settings: Settings = None,
+    origin: Origin = None,
     target: Target = "local",
     nodes: Nodes = 1,
     gpus: Gpus = 0,
@@ -58,22 +60,36 @@ def sweep(
     parallel: Parallel = 0,
     wait: Wait = False,
     evaluate: Annotated[bool | None, typer.Option("--evaluate/--no-evaluate", help=_EVALUATE)] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and train nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one run a combination and seed, evaluate and compare them: tables, and comparison.html in the folder.
 
     Given again, the same command skips what is complete, follows what goes on, and tries again what failed. Exit code
-    1 where a run failed.
+    1 where a run failed, or nobody can say how it stands.
     """
-    from trainer.run.trials import run_trials
+    from trainer.run.trials import plan, run_trials
 
     home = folder or Path("runs") / f"{recipe}-sweep"
-    trials = trials_of(recipe, vary or [], seeds, settings, home)
+    trials = trials_of(recipe, vary or [], seeds, settings, home, origin)
     if len(trials) == 1:
         raise ValueError("this is one run, no sweep; give --vary NAME=A,B or --seeds 5, or use earlybird train")
-    where = place(target, nodes, gpus, cpus, memory, limit, site, data, data_elsewhere, max_steps, parallel, wait)
+    where = place(
+        target=target,
+        nodes=nodes,
+        gpus=gpus,
+        cpus=cpus,
+        memory=memory,
+        limit=limit,
+        site=site,
+        data=data,
+        data_elsewhere=data_elsewhere,
+        max_steps=max_steps,
+        parallel=parallel,
+        wait=wait,
+    )
     if dry_run:
+        plan(trials, where)
         rows = [{"run": str(trial.folder), "settings": list(trial.settings)} for trial in trials]
         lines = [f"{row['run']}  {' '.join(row['settings'])}" for row in rows]
         print(json.dumps(rows) if as_json else "\n".join(lines))
@@ -84,7 +100,9 @@ def sweep(
     finish(states, home, as_json)
 
 
-def trials_of(recipe: str, vary: list[str], seeds: str, settings: list[str] | None, home: Path) -> list[Trial]:
+def trials_of(
+    recipe: str, vary: list[str], seeds: str, settings: list[str] | None, home: Path, origin: Path | None = None
+) -> list[Trial]:
     """One a combination and seed, each in a folder of its own in `home`."""
     from deploy.sweep import combinations
     from trainer.config import resolve
@@ -95,7 +113,7 @@ def trials_of(recipe: str, vary: list[str], seeds: str, settings: list[str] | No
     return [
         trial
         for one in combinations(vary, lists)
-        for trial in seeded(recipe, (*(settings or []), *one.settings), home, seeds_of(seeds), one.label)
+        for trial in seeded(recipe, (*(settings or []), *one.settings), home, seeds_of(seeds), one.label, origin)
     ]
 
 
@@ -125,7 +143,7 @@ def evaluate_complete(states: Mapping[Path, str], data: str, told: Callable[[Pat
 
 
 def finish(states: Mapping[Path, str], home: Path, as_json: bool) -> None:
-    """Compare what is complete, say what is not; exit code 1 where a run failed."""
+    """Compare what is complete, say what is not; exit code 1 where a run failed, or nobody can say."""
     from trainer.reporting.comparison import compare, write_page
     from trainer.reporting.comparison_table import comparison_values
 
@@ -143,7 +161,7 @@ def finish(states: Mapping[Path, str], home: Path, as_json: bool) -> None:
             print(f"{folder}: {state}")
         if "pending" in left.values():
             print("Next: the same command again, which reports what is complete by then")
-    if any(state in ("failed", "cancelled") for state in left.values()):
+    if any(state in ("failed", "cancelled", "unknown") for state in left.values()):
         raise typer.Exit(1)
 
 

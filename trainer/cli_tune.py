@@ -70,7 +70,20 @@ def tune(
         raise ValueError(f"{recipe} is unweighted and has no ratio to choose; give the recipe without -baseline")
     home = folder or Path("runs") / f"{recipe}-tune"
     trials = trials_of(recipe, [f"meta.ratio={ratios}"], seeds, settings, home)
-    where = place(target, nodes, gpus, cpus, memory, limit, site, data, data_elsewhere, max_steps, parallel, wait)
+    where = place(
+        target=target,
+        nodes=nodes,
+        gpus=gpus,
+        cpus=cpus,
+        memory=memory,
+        limit=limit,
+        site=site,
+        data=data,
+        data_elsewhere=data_elsewhere,
+        max_steps=max_steps,
+        parallel=parallel,
+        wait=wait,
+    )
     states = run_trials(trials, where, teller(home))
     left = {str(run): state for run, state in states.items() if state != "completed"}
     if left:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from dataloading.datasets.open import ImageSet
+from deploy.job import SEED
 from trainer.models.imta import ImtaNet
 from trainer.run.checkpoint import TENSORS, Checkpoint, load_latest, step_folders
 from trainer.run.manifest import read_manifest
@@ -33,6 +34,12 @@ class OriginConfig:
 
     run: str = ""
     weights: str = ""
+
+
+def with_seed(config: Config) -> Config:
+    """`config` with the seed in place of {seed} in origin.run: one --from for all runs of an array."""
+    run = config.origin.run.replace(SEED, str(config.seed))
+    return dataclasses.replace(config, origin=dataclasses.replace(config.origin, run=run))
 
 
 def begun_from(config: Config, folder: RunFolder) -> Config:
@@ -67,18 +74,27 @@ def begin(net: ImtaNet, origin: OriginConfig, images: ImageSet) -> None:
     found = _newest(Path(origin.run))
     if _digest(found) != origin.weights:
         raise ValueError(f"--from {origin.run} has trained on since this run took its weights; give another --run")
-    theirs = found.meta.get("data_fingerprint")
-    if theirs is not None and theirs != images.fingerprint:  # an imported net does not say what trained it
-        raise ValueError(
-            f"--from {origin.run} was trained on other images (fingerprint {str(theirs)[:12]}, now "
-            f"{images.fingerprint[:12]}): those held out here may have trained it; give its --data, data.* and --seed"
-        )
+    _check_images(found, origin.run, images)
     state = net.state_dict()
     for name in state:
         source = net.source_name(name)
         if source is not None:
             state[name] = _fitting(found.tensors, f"model.{source}", state[name], origin.run)
     net.load_state_dict(state)
+
+
+def check_images(origin: OriginConfig, images: ImageSet) -> None:
+    """ValueError where the net that a run is to begin with saw other images: `begin` would refuse it."""
+    _check_images(_newest(Path(origin.run)), origin.run, images)
+
+
+def _check_images(found: Checkpoint, run: str, images: ImageSet) -> None:
+    theirs = found.meta.get("data_fingerprint")
+    if theirs is not None and theirs != images.fingerprint:  # an imported net does not say what trained it
+        raise ValueError(
+            f"--from {run} was trained on other images (fingerprint {str(theirs)[:12]}, now "
+            f"{images.fingerprint[:12]}): those held out here may have trained it; give its --data, data.* and --seed"
+        )
 
 
 def _fitting(tensors: dict[str, Tensor], name: str, own: Tensor, run: str) -> Tensor:

@@ -6,27 +6,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from deploy.job import Job
 from deploy.site import Site
 from deploy.sweep import carry_out, job_name
 from deploy.target import State
 from deploy.targets import target_of
 from trainer.config import Config, resolve
-from trainer.run.admission import admit, at_site, job_of
+from trainer.run.admission import admit, at_site, job_of, settled
 from trainer.run.folder import RunFolder
-from trainer.settings import with_data
+from trainer.run.origin import with_seed
+from trainer.settings import with_data, with_origin
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: a recipe with settings (the seed among them) in a folder of its own."""
+    """One run: a recipe with settings (the seed among them) in a folder of its own.
+
+    origin  the run whose net it begins with, None for none; {seed} in its path is the trial's
+    """
 
     recipe: str
     settings: tuple[str, ...]
     folder: Path
+    origin: Path | None = None
 
 
 def seeded(
-    recipe: str, settings: Sequence[str], folder: Path, seeds: Sequence[int | None], label: str = ""
+    recipe: str,
+    settings: Sequence[str],
+    folder: Path,
+    seeds: Sequence[int | None],
+    label: str = "",
+    origin: Path | None = None,
 ) -> list[Trial]:
     """One trial a seed, in FOLDER/LABEL/seed-N; of the seed None, the recipe's own, in FOLDER/LABEL."""
     return [
@@ -34,6 +45,7 @@ def seeded(
             recipe,
             (*settings, *([f"seed={seed}"] if seed is not None else [])),
             Path(folder, *filter(None, (label, f"seed-{seed}" if seed is not None else ""))),
+            origin,
         )
         for seed in seeds
     ]
@@ -65,14 +77,18 @@ class Place:
         return self.parallel or (1 if self.target == "local" else 0)
 
 
-def run_trials(
-    trials: Sequence[Trial], place: Place, told: Callable[[Path, str], None] = lambda folder, what: None
-) -> dict[Path, State]:
-    """How each stands, by its folder: completed, failed or cancelled; where nobody waits, pending.
+@dataclass(frozen=True)
+class Plan:
+    """Trials that were checked: each by its folder's absolute path, and as a job."""
 
-    Settings, folders and data of all are checked, and the first job with its cluster, before the first is submitted.
-    Raises ValueError, in one line, for what would be refused.
-    """
+    trials: dict[str, Trial]
+    jobs: dict[str, Job]
+    complete: set[str]
+
+
+def plan(trials: Sequence[Trial], place: Place) -> Plan:
+    """The trials as jobs, nothing submitted. ValueError, in one line, where one of them would be refused: for its
+    settings, its data or its origin, or for the other run that its folder holds, complete or not."""
     by_folder = {
         str(trial.folder.absolute()): replace(trial, settings=tuple(at_site(trial.settings, place.site)))
         for trial in trials
@@ -98,18 +114,35 @@ def run_trials(
         )
         for folder, trial in by_folder.items()
     }
-    left = [folder for folder in jobs if not is_complete(Path(folder), place.max_steps)]
-    for folder in left:
+    for folder, config in configs.items():
+        settled(config, Path(folder), elsewhere=place.data_elsewhere)
+    complete = {folder for folder in jobs if is_complete(Path(folder), place.max_steps)}
+    for folder in [folder for folder in jobs if folder not in complete]:
         admit(
             configs[folder],
             jobs[folder].world_size,
             {configs[folder].seed: Path(folder)},
             data_elsewhere=place.data_elsewhere,
         )
+    return Plan(by_folder, jobs, complete)
+
+
+def run_trials(
+    trials: Sequence[Trial], place: Place, told: Callable[[Path, str], None] = lambda folder, what: None
+) -> dict[Path, State]:
+    """How each stands, by its folder: completed, failed or cancelled, unknown where its scheduler fell silent; where
+    nobody waits, pending.
+
+    All are planned, and the first job is checked with its cluster, before the first is submitted: ValueError, in one
+    line, for what would be refused.
+    """
+    planned = plan(trials, place)
+    left = [job for folder, job in planned.jobs.items() if folder not in planned.complete]
     if left:
-        target_of(place.target).check(jobs[left[0]], place.site)
+        target_of(place.target).check(left[0], place.site)
+    by_folder = planned.trials
     states = carry_out(
-        jobs,
+        planned.jobs,
         place.target,
         place.site,
         finished=lambda folder: is_complete(Path(folder), place.max_steps),
@@ -123,7 +156,7 @@ def run_trials(
 
 def trial_config(trial: Trial, data: str) -> Config:
     """The whole configuration of a trial on the images in `data`, "" for the recipe's own."""
-    return resolve(trial.recipe, with_data(data, trial.settings))
+    return with_seed(resolve(trial.recipe, with_origin(trial.origin, with_data(data, trial.settings))))
 
 
 def is_complete(folder: Path, max_steps: int = 0) -> bool:
