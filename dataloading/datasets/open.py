@@ -68,7 +68,9 @@ def open_dataset(config: DataConfig, seed: int, *, progress: ProgressCallback | 
     if config.source == "synthetic":
         return _synthetic(config, seed)
     if config.source == "auto" and not config.path:
-        raise ValueError("data.path is empty; give a folder, archive or prepared set, or data.source=demo")
+        raise ValueError(
+            "data.path is empty; give --data PATH, a folder, archive or prepared set, or --set data.source=demo"
+        )
     path = demo_archive() if config.source == "demo" else Path(config.path).expanduser().absolute()
     splits = open_splits(path, num_threads=config.num_threads, progress=progress)
     train, heldout = _divide(splits.train, config, seed)

@@ -21,21 +21,31 @@ class Interval:
     @classmethod
     def parse(cls, text: str, setting: str) -> Interval:
         """`1epoch`, `500 steps`, `10min`; ValueError naming `setting` for anything else."""
-        match = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", text)
-        if match is None or match[2] not in UNITS or int(match[1]) < 1:
+        found = cls._read(text)
+        if found is None:
             raise ValueError(
                 f"{setting} is {text!r}; it must be a whole number from 1 and a unit (epochs, steps, s, min or h), "
                 f"for example 1epoch, 500steps or 10min"
             )
-        return cls(int(match[1]), UNITS[match[2]])
+        return found
 
     @classmethod
     def time(cls, text: str, setting: str) -> float:
         """Seconds of `60s`, `10min` or `1h`; ValueError naming `setting` for anything else."""
-        seconds = cls.parse(text, setting).seconds
-        if seconds is None:
-            raise ValueError(f"{setting} is {text!r}; it must be a time, for example 60s or 10min")
-        return seconds
+        found = cls._read(text)
+        if found is None or found.seconds is None:
+            raise ValueError(
+                f"{setting} is {text!r}; it must be a whole number from 1 and a unit of time (s, min or h), for "
+                f"example 60s, 10min or 24h"
+            )
+        return found.seconds
+
+    @classmethod
+    def _read(cls, text: str) -> Interval | None:
+        match = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", text)
+        if match is None or match[2] not in UNITS or int(match[1]) < 1:
+            return None
+        return cls(int(match[1]), UNITS[match[2]])
 
     @property
     def seconds(self) -> int | None:
