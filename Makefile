@@ -27,9 +27,9 @@ check: $(STAMP)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# Everything in README's section Speed, into README; ONLY=REGEX takes some of its commands.
+# The commands of docs/benchmarks.md, and what they print into it; ONLY=REGEX takes some of them.
 bench: $(STAMP)
-	$(PY) docs/bench.py README.md --only '$(ONLY)'
+	$(PY) docs/bench.py docs/benchmarks.md --only '$(ONLY)'
 
 FAULTS := tests/test_fuzz.py tests/trainer/test_any_setting.py $(addprefix tests/trainer/run/test_, \
   preemption.py elastic.py health.py watchdog.py checkpoint_faults.py disk_faults.py)

@@ -1,6 +1,6 @@
-"""Run the commands of a page's `bench` blocks again, and put what they print now in the place of what they printed.
+"""Run the commands of pages' `bench` blocks again, and put what they print now in the place of what they printed.
 
-    python docs/bench.py README.md [--only REGEX] [--list]
+    python docs/bench.py PAGE... [--only REGEX] [--list]
 
 A block is fenced by ```bench and starts with `$ ` and one command (a line that ends in a backslash goes on in the
 next); the rest is its output. Commands run in the folder EARLYBIRD_DATA (default ../shared/data beside the repository),
@@ -72,8 +72,8 @@ def _environment() -> dict[str, str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", type=Path)
+    parser.add_argument("pages", type=Path, nargs="+", metavar="PAGE")
     parser.add_argument("--only", default="", metavar="REGEX", help="commands that match")
     parser.add_argument("--list", action="store_true", help="show the commands, run none")
     given = parser.parse_args()
-    sys.exit(1 if rerun(given.page, given.only, given.list) else 0)
+    sys.exit(1 if sum(rerun(page, given.only, given.list) for page in given.pages) else 0)

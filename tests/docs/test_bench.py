@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -65,7 +66,28 @@ def test_a_missing_folder_is_named(bench: ModuleType, tmp_path: Path, monkeypatc
         bench.rerun(tmp_path / "page.md")
 
 
-def test_readme_has_its_figures_in_such_blocks(bench: ModuleType) -> None:
-    commands = [found["command"] for found in bench.BLOCK.finditer((ROOT / "README.md").read_text())]
+def printed(bench: ModuleType) -> dict[str, str]:
+    """What each command of the page's blocks printed."""
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    return {found["command"].strip(): found["output"] for found in bench.BLOCK.finditer(page)}
+
+
+def test_the_page_has_its_figures_in_such_blocks(bench: ModuleType) -> None:
+    commands = printed(bench)
     for name in ("loader", "index", "memory", "kernels", "step", "train", "inference"):
         assert any(f"earlybird benchmark {name}" in command for command in commands), name
+
+
+def test_readmes_headline_figures_are_the_blocks(bench: ModuleType) -> None:
+    """Each number of a row stands in what its command printed; `same` is the command of the row above."""
+    _, _, after = (ROOT / "README.md").read_text().partition("## Headline figures\n")
+    rows = re.findall(r"^\| (.*) \| (.*) \| (.*) \|$", after.partition("\n## ")[0], re.M)
+    blocks, command, checked = printed(bench), "", 0
+    for what, figure, said in rows:
+        command = said.strip("`") if said != "same" else command
+        if command.startswith("earlybird benchmark"):
+            numbers = set(re.findall(r"\d[\d,.]*\d|\d", blocks[command]))
+            missing = [number for number in re.findall(r"\d[\d,.]*\d|\d", figure) if number not in numbers]
+            assert not missing, f"{what}: {missing} are not in what `{command}` printed (docs/benchmarks.md)"
+            checked += 1
+    assert checked >= 5
