@@ -17,7 +17,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "nvidia": r"dataloading/dali_\w+\.py",
-    "triton": r"kernels/(\w+/fused|aot|backend|variant)\.py",
+    "triton": r"kernels/(\w+/fused|aot|backend)\.py",
     "ffcv": r"dataloading/ffcv_worker\.py",  # which another interpreter runs
 }
 SOURCES = sorted(path.relative_to(ROOT) for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
