@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from dataloading.batch import Batch
 from kernels.backend import Choice
 from kernels.exit_losses import ExitLosses, exit_losses, exit_losses_jvp
-from trainer.learning.collectives import collective_spans
+from trainer.learning.collectives import collective_spans, world_size
 from trainer.learning.compiled_tangents import CompiledTangents
 from trainer.learning.distillation import DistillationConfig, distilled, distilled_jvp
 from trainer.learning.precision import Precision
+from trainer.learning.reduction import OverlappedSum
 from trainer.learning.tangent_replay import Tape, pushforward, replayable
 from trainer.models.equilibrium import true_gradients
 from trainer.models.imta import ImtaHead, ImtaNet
@@ -178,7 +179,7 @@ class HalfForward:
     With one micro-batch the graph is kept: the lookahead and the real update are two vector-Jacobian products of it.
     With several, no graph is kept: what is needed of the whole half (its losses) comes from a first pass without
     graph, and each derivative runs micro-batch by micro-batch.
-    All gradients are sums over this rank's samples; reducing them over ranks is the caller's.
+    All gradients are sums over this rank's samples, unless asked for over all.
     """
 
     def __init__(
@@ -211,17 +212,25 @@ class HalfForward:
                 self._values = _detached([self._at_leaves(part) for part in self.parts])
         return self._values
 
-    def gradient(self, cotangent: Tensor) -> list[Tensor]:
-        """sum_ik cotangent[i, k] * d losses[i, k] / d parameter, one tensor per parameter; .grad is not touched."""
+    def gradient(self, cotangent: Tensor, over_ranks: bool = False) -> list[Tensor]:
+        """sum_ik cotangent[i, k] * d losses[i, k] / d parameter, one tensor per parameter; .grad is not touched.
+
+        over_ranks: summed over all ranks' samples, while the (last micro-batch's) pass still runs.
+        """
         leaves: list[Tensor] = list((self.network.parameters if self.at is None else self.at).values())
         total: list[Tensor] | None = None
-        for part, rows in self._rows(cotangent):
+        for index, (part, rows) in enumerate(self._rows(cotangent)):
+            last = index == len(self.parts) - 1
+            summed = OverlappedSum(leaves, total) if last and over_ranks and world_size() > 1 else None
             losses = (self._graph or self._at_leaves(part)).losses
             # An exit without a sample leaves its classifier out; a pass at other parameters is needed only once.
             kept = self._graph is not None and self.at is None
-            grads = torch.autograd.grad(
-                losses, leaves, rows, retain_graph=kept, allow_unused=True, materialize_grads=True
-            )
+            with summed.watching() if summed is not None else nullcontext():
+                grads = torch.autograd.grad(
+                    losses, leaves, rows, retain_graph=kept, allow_unused=True, materialize_grads=True
+                )
+            if summed is not None:
+                return summed.wait()
             total = list(grads) if total is None else list(torch._foreach_add(total, grads))
         assert total is not None
         return total

@@ -112,7 +112,7 @@ def meta_gradient(
     if state.config.meta.form == "double_backward":
         return _by_double_backward(state, forward.half, weights, meta_half)
     scale = state.loss_scale()
-    grads = mean_over_ranks(forward.gradient(weights.values * (scale / len(weights.values))))
+    grads = forward.gradient(weights.values / (len(weights.values) * world_size()) * scale, over_ranks=True)
     ahead = _look_ahead(state, list(torch._foreach_div(grads, scale)) if state.scaled else grads)
     meta = HalfForward(state.network, meta_half, ahead, judging=True)
     return judged(state, Update(weights, forward.linearised()), meta)
@@ -122,7 +122,7 @@ def judged(state: TrainState, update: Update, meta: HalfForward) -> tuple[Tensor
     """What `meta_gradient` gives, for an update that leads to the parameters of the pass `meta`."""
     scale = state.loss_scale()
     cotangent, meta_loss = meta_cotangent(meta.values.losses, meta.values.confidences, state.config.meta.ratio)
-    v = sum_over_ranks(meta.gradient(cotangent * scale))
+    v = meta.gradient(cotangent * scale, over_ranks=True)
     stretch: Tensor | float = scale
     if state.scaled:
         # The tangent pass is linear: along a direction as long as the parameters, fp16 neither over- nor underflows.
