@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from trainer.evaluation.cost_curve import common_costs, top1_at
 from trainer.reporting.comparison_plot import accuracy_over_cost, learning_curves
 from trainer.reporting.estimate import Estimate, of_difference, of_mean
 from trainer.reporting.plots import mul_add_unit, write_png
-from trainer.reporting.provenance import FREE, command
+from trainer.reporting.provenance import FREE, TrainedOn, command, trained_on
 from trainer.reporting.report import TEMPLATES, embedded, newest_evaluation
 from trainer.settings import setting_names
 from trainer.telemetry.jsonl import read_log
@@ -39,6 +39,7 @@ class Run:
     mul_adds: tuple[float, ...]
     curve: tuple[tuple[float, float], ...]
     rows: Sequence[Row]
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
 
 
 @dataclass(frozen=True)
@@ -250,4 +251,5 @@ def _read(folder: Path) -> Run:
         raise ValueError(f"{folder} was not evaluated yet; run earlybird evaluate {folder}")
     top1 = tuple(float(row["top1"]) for row in evaluation["anytime"])
     curve = tuple((float(row["mul_adds"]), float(row["top1"])) for row in evaluation.get("budgeted", []))
-    return Run(folder, config, top1, str(evaluation["split"]), tuple(evaluation["mul_adds"]), curve, rows)
+    known = trained_on(folder, rows, evaluation)
+    return Run(folder, config, top1, str(evaluation["split"]), tuple(evaluation["mul_adds"]), curve, rows, known)

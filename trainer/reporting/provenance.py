@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.config import Config
 from trainer.recipes.catalogue import recipe, recipe_names
@@ -17,22 +19,36 @@ from trainer.settings import setting_names
 from trainer.telemetry.goodput import Goodput
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 # Settings that change no figure of a report.
 FREE = ("telemetry.", "checkpoint.", "run.log_every", "run.evaluat", "data.path", "data.num_threads", "data.prefetch")
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The set that a run was trained on: its classes, and its training images with those held out; 0 where nothing in
+    the run's folder says it."""
+
+    num_classes: int = 0
+    num_images: int = 0
+
+
+def differing(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
+    """{setting: (our value, theirs)} of every setting that differs and changes figures."""
+    known = setting_names(theirs)
+    return {
+        name: (value, known.get(name))
+        for name, value in setting_names(ours).items()
+        if value != known.get(name) and not name.startswith(FREE)
+    }
 
 
 def changed_settings(config: Config) -> list[tuple[str, Any, Any]]:
     """(name, value here, value of the recipe) of every setting in which a run differs from its recipe."""
     if config.recipe not in recipe_names():
         return []
-    theirs = setting_names(recipe(config.recipe))
-    ours = setting_names(config)
-    return [
-        (name, value, theirs.get(name))
-        for name, value in ours.items()
-        if value != theirs.get(name) and not name.startswith(FREE)
-    ]
+    return [(name, *pair) for name, pair in differing(config, recipe(config.recipe)).items()]
 
 
 def command(config: Config) -> str:
@@ -59,14 +75,27 @@ def environment(run: Path, rows: Sequence[Row]) -> list[tuple[str, str]]:
     if begun:
         names = {"data": "data", "host": "host", "world_size": "ranks"}
         found += [(shown, str(begun[-1][name])) for name, shown in names.items() if name in begun[-1]]
+    versions = _of_manifest(run, lambda manifest: sorted(manifest["versions"].items())) or []
+    return [*found, *((name, str(version)) for name, version in versions)]
+
+
+def trained_on(run: Path, rows: Sequence[Row], evaluation: Row | None) -> TrainedOn:
+    """As its log says it; of a run without one (an imported net) as its newest checkpoint and its evaluation do."""
+    told = [row for row in rows if row["event"] == "start" and "num_classes" in row]
+    if told:
+        return TrainedOn(told[-1]["num_classes"], told[-1]["num_images"])
+    classes: Sequence[Row] = (evaluation or {}).get("per_class", [])
+    num_classes = _of_manifest(run, lambda manifest: len(manifest["meta"]["classes"])) or len(classes)
+    num_train = sum(row["num_train"] for row in classes)
+    return TrainedOn(num_classes, num_train + evaluation["num_heldout"] if evaluation and num_train else 0)
+
+
+def _of_manifest(run: Path, value: Callable[[Row], T]) -> T | None:
+    """A value of the newest checkpoint's manifest that holds it."""
     for folder in step_folders(run / "checkpoints")[:-4:-1]:  # the newest one may be torn
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            found += [(name, str(version)) for name, version in sorted(manifest["versions"].items())]
-            break
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return found
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            return value(json.loads((folder / "manifest.json").read_text()))
+    return None
 
 
 def where_time_went(rows: Sequence[Row]) -> list[tuple[str, str, float]]:

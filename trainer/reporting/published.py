@@ -12,6 +12,7 @@ from typing import Literal
 BASELINE = "-baseline"
 PUBLISHED, PROGRAM = "published", "authors' program"
 UNITS = {"M": 1e6, "G": 1e9}
+IMAGENET, CIFAR = 1_281_167, 50_000  # training images
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class NetCost:
 
 @dataclass(frozen=True)
 class PublishedAccuracy:
-    """Top-1 accuracy in percent of exits 1..K (anytime), after so many epochs."""
+    """Top-1 accuracy in percent of exits 1..K (anytime), after so many epochs of a set of so many training images, with
+    those held out of training."""
 
     top1: tuple[float, ...]
     epochs: int
+    num_images: int
 
 
 # METHOD.md section 4: parameters in millions, and Mul-Adds, in billions but for CIFAR, as printed.
@@ -89,34 +92,29 @@ COSTS = (
 
 # METHOD.md section 5, ImageNet (100 epochs) and CIFAR-100 (300 epochs, weight net 1x500 where weighted).
 ACCURACY = {
-    "imagenet-msdnet-step4-baseline": PublishedAccuracy((59.00, 66.78, 70.12, 71.42, 72.90), 100),
-    "imagenet-msdnet-step4": PublishedAccuracy((59.54, 67.22, 71.03, 72.33, 73.93), 100),
-    "imagenet-msdnet-step6-baseline": PublishedAccuracy((58.69, 68.75, 72.35, 73.59, 74.63), 100),
-    "imagenet-msdnet-step6": PublishedAccuracy((60.05, 69.13, 73.33, 75.19, 76.30), 100),
-    "imagenet-msdnet-step7-baseline": PublishedAccuracy((58.81, 69.45, 73.18, 74.32, 75.35), 100),
-    "imagenet-msdnet-step7": PublishedAccuracy((59.24, 69.65, 73.94, 75.66, 76.72), 100),
-    "cifar100-msdnet-5exits-baseline": PublishedAccuracy((61.12, 63.60, 69.00, 71.32, 72.51), 300),
-    "cifar100-msdnet-5exits": PublishedAccuracy((62.61, 65.71, 69.14, 72.12, 73.36), 300),
+    "imagenet-msdnet-step4-baseline": PublishedAccuracy((59.00, 66.78, 70.12, 71.42, 72.90), 100, IMAGENET),
+    "imagenet-msdnet-step4": PublishedAccuracy((59.54, 67.22, 71.03, 72.33, 73.93), 100, IMAGENET),
+    "imagenet-msdnet-step6-baseline": PublishedAccuracy((58.69, 68.75, 72.35, 73.59, 74.63), 100, IMAGENET),
+    "imagenet-msdnet-step6": PublishedAccuracy((60.05, 69.13, 73.33, 75.19, 76.30), 100, IMAGENET),
+    "imagenet-msdnet-step7-baseline": PublishedAccuracy((58.81, 69.45, 73.18, 74.32, 75.35), 100, IMAGENET),
+    "imagenet-msdnet-step7": PublishedAccuracy((59.24, 69.65, 73.94, 75.66, 76.72), 100, IMAGENET),
+    "cifar100-msdnet-5exits-baseline": PublishedAccuracy((61.12, 63.60, 69.00, 71.32, 72.51), 300, CIFAR),
+    "cifar100-msdnet-5exits": PublishedAccuracy((62.61, 65.71, 69.14, 72.12, 73.36), 300, CIFAR),
 }
 
 # METHOD.md section 5: the authors' longer ImageNet runs with label smoothing 0.1.
 LABEL_SMOOTHING = {
-    "imagenet-msdnet-step4": PublishedAccuracy((61.64, 67.89, 71.61, 73.82, 75.03), 300),
-    "imagenet-msdnet-step6": PublishedAccuracy((61.41, 70.70, 74.38, 75.80, 76.66), 300),
-    "imagenet-msdnet-step7": PublishedAccuracy((60.94, 71.88, 75.13, 76.03, 76.82), 300),
+    "imagenet-msdnet-step4": PublishedAccuracy((61.64, 67.89, 71.61, 73.82, 75.03), 300, IMAGENET),
+    "imagenet-msdnet-step6": PublishedAccuracy((61.41, 70.70, 74.38, 75.80, 76.66), 300, IMAGENET),
+    "imagenet-msdnet-step7": PublishedAccuracy((60.94, 71.88, 75.13, 76.03, 76.82), 300, IMAGENET),
 }
 
 # METHOD.md section 5: CIFAR-100, 5 exits, by the weight net's (depth, width).
 WEIGHT_NET_ABLATION = {
-    (1, 10): PublishedAccuracy((62.06, 65.28, 70.19, 71.47, 72.77), 300),
-    (1, 100): PublishedAccuracy((63.10, 66.21, 69.36, 71.66, 72.98), 300),
-    (1, 500): PublishedAccuracy((62.61, 65.71, 69.14, 72.12, 73.36), 300),
-    (1, 1000): PublishedAccuracy((63.06, 66.07, 68.60, 72.10, 73.25), 300),
-    (2, 500): PublishedAccuracy((62.95, 65.88, 69.17, 71.56, 73.18), 300),
-    (4, 500): PublishedAccuracy((63.13, 66.09, 69.41, 71.96, 73.06), 300),
+    (1, 10): PublishedAccuracy((62.06, 65.28, 70.19, 71.47, 72.77), 300, CIFAR),
+    (1, 100): PublishedAccuracy((63.10, 66.21, 69.36, 71.66, 72.98), 300, CIFAR),
+    (1, 500): PublishedAccuracy((62.61, 65.71, 69.14, 72.12, 73.36), 300, CIFAR),
+    (1, 1000): PublishedAccuracy((63.06, 66.07, 68.60, 72.10, 73.25), 300, CIFAR),
+    (2, 500): PublishedAccuracy((62.95, 65.88, 69.17, 71.56, 73.18), 300, CIFAR),
+    (4, 500): PublishedAccuracy((63.13, 66.09, 69.41, 71.96, 73.06), 300, CIFAR),
 }
-
-
-def published_accuracy(recipe: str, label_smoothing: bool = False) -> PublishedAccuracy | None:
-    """What the paper prints for a recipe, or for its long run with label smoothing; None where it prints nothing."""
-    return (LABEL_SMOOTHING if label_smoothing else ACCURACY).get(recipe)

@@ -15,8 +15,15 @@ from matplotlib.figure import Figure
 from trainer.config import Config, read_config
 from trainer.reporting.class_plot import class_figure
 from trainer.reporting.plots import Series, accuracy_figure, mul_add_unit, svg, training_figure, write_png
-from trainer.reporting.provenance import changed_settings, command, environment, starts, where_time_went
-from trainer.reporting.published import BASELINE, WEIGHT_NET_ABLATION, published_accuracy
+from trainer.reporting.provenance import (
+    changed_settings,
+    command,
+    environment,
+    starts,
+    trained_on,
+    where_time_went,
+)
+from trainer.reporting.published_tables import TableRow, fits, in_words, otherwise, row_of, twin_of
 from trainer.settings import setting_names
 from trainer.telemetry.jsonl import read_rows, still_true
 
@@ -41,9 +48,13 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
     everything = read_rows(run / "log.jsonl")
     rows = still_true(everything)
     evaluation = evaluation or newest_evaluation(rows)
+    known = trained_on(run, rows, evaluation)
+    meant = row_of(config)
+    own, twin = (row if row is not None and fits(row, config, known) else None for row in (meant, twin_of(config)))
+    published = [row for row in (own, twin) if row is not None]
     figures = {"accuracy": "", "classes": "", "training": ""}
     if evaluation and evaluation.get("mul_adds"):
-        figure = curves(config, evaluation)
+        figure = curves(config, evaluation, published)
         write_png(figure, run / "curves.png")
         figures["accuracy"] = embedded(figure)
     if evaluation and _long_tailed(_by_size(evaluation)):
@@ -54,8 +65,9 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
     page = TEMPLATES.get_template("report.html").render(
         config=config,
         evaluation=evaluation,
-        table=exit_table(config, evaluation) if evaluation else [],
-        published=_sources(config),
+        table=exit_table(evaluation, own, twin) if evaluation else [],
+        published=[row.label for row in published],
+        otherwise=in_words(otherwise(meant, config, known, evaluation["split"])) if meant and evaluation else "",
         changed=changed_settings(config),
         budgeted=_budgeted_rows(evaluation) if evaluation else [],
         per_class=_by_size(evaluation) if evaluation else [],
@@ -74,37 +86,29 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
     return temporary.replace(run / "report.html")
 
 
-def curves(config: Config, evaluation: Row) -> Figure:
-    """The two accuracy-over-cost curves of an evaluation, with the published points where the recipe has them."""
-    published = [
-        Series(source["name"], source["top1"])
-        for source in _sources(config)
-        if len(source["top1"]) == _exits(evaluation)
-    ]
+def curves(config: Config, evaluation: Row, published: Sequence[TableRow]) -> Figure:
+    """The two accuracy-over-cost curves of an evaluation, with the published points of the same net."""
+    series = [Series(row.label, row.published.top1) for row in published]
     title = f"{config.recipe}, {evaluation['split']}, {evaluation['anytime'][0]['num_images']:,} images"
-    return accuracy_figure(evaluation["anytime"], evaluation["budgeted"], evaluation["mul_adds"], published, title)
+    return accuracy_figure(evaluation["anytime"], evaluation["budgeted"], evaluation["mul_adds"], series, title)
 
 
-def exit_table(config: Config, evaluation: Row) -> list[dict[str, Any]]:
-    """One row an exit: ours, the published figure and the difference, in percent and percentage points."""
-    published = {
-        source["kind"]: source["top1"] for source in _sources(config) if len(source["top1"]) == _exits(evaluation)
-    }
+def exit_table(evaluation: Row, own: TableRow | None, twin: TableRow | None) -> list[dict[str, Any]]:
+    """One row an exit: ours, the published figure of the run's `own` row and the difference, in percent and percentage
+    points, and that of its unweighted `twin`; None where nothing was published of the same net."""
+    theirs = own.published.top1 if own else None
+    baseline = twin.published.top1 if twin else None
     mul_adds = evaluation.get("mul_adds") or []
-    table = []
-    for place, row in enumerate(evaluation["anytime"]):
-        theirs = published.get("same")
-        baseline = published.get("baseline")
-        table.append(
-            {
-                **row,
-                "cost": _cost(mul_adds, place),
-                "published": theirs[place] if theirs else None,
-                "difference": row["top1"] - theirs[place] if theirs else None,
-                "baseline": baseline[place] if baseline else None,
-            }
-        )
-    return table
+    return [
+        {
+            **row,
+            "cost": _cost(mul_adds, place),
+            "published": theirs[place] if theirs else None,
+            "difference": row["top1"] - theirs[place] if theirs else None,
+            "baseline": baseline[place] if baseline else None,
+        }
+        for place, row in enumerate(evaluation["anytime"])
+    ]
 
 
 def _by_size(evaluation: Row) -> list[Row]:
@@ -115,31 +119,6 @@ def _by_size(evaluation: Row) -> list[Row]:
 def _long_tailed(by_size: Sequence[Row]) -> bool:
     """Whether the largest class has twice as many training images as the smallest, or more."""
     return bool(by_size) and by_size[0]["num_train"] >= 2 * by_size[-1]["num_train"]
-
-
-def _exits(evaluation: Row) -> int:
-    return len(evaluation["anytime"])
-
-
-def _sources(config: Config) -> list[dict[str, Any]]:
-    """The published figures of a recipe: of the very net and training (`same`), and of its unweighted twin."""
-    smoothed = config.optim.label_smoothing > 0
-    name = config.recipe
-    found = []
-    same = published_accuracy(name, smoothed)
-    if name == "cifar100-msdnet-5exits" and not smoothed:
-        same = WEIGHT_NET_ABLATION.get((config.weight_net.depth, config.weight_net.width))
-    if same is not None:
-        how = "label smoothing, " if smoothed else ""
-        found.append(
-            {"kind": "same", "name": f"published ({how}{same.epochs} epochs)", "top1": same.top1, "epochs": same.epochs}
-        )
-    if not smoothed and not name.endswith(BASELINE):
-        twin = published_accuracy(name + BASELINE)
-        if twin is not None:
-            label = f"published, unweighted ({twin.epochs} epochs)"
-            found.append({"kind": "baseline", "name": label, "top1": twin.top1, "epochs": twin.epochs})
-    return found
 
 
 def _cost(mul_adds: Sequence[float], place: int) -> str | None:

@@ -51,7 +51,7 @@ def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         telemetry = Telemetry(
             TelemetryConfig(), run, title="cifar100", num_iterations=60, num_epochs=3, stream=io.StringIO()
         )
-        telemetry.start(first)
+        telemetry.start(first, num_classes=100, num_images=50_000)
         for iteration in range(first + 10, first + 41, 10):
             telemetry.train(
                 {

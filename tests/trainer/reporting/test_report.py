@@ -22,12 +22,12 @@ TRAIN: dict[str, Any] = {
 EXITS: Any = [{"exit": k, "top1": 60.0 + k, "top5": 90.0, "loss": 1.0, "num_images": 10_000} for k in range(1, 6)]
 
 
-def _run(folder: Path, recipe: str, *settings: str) -> Path:
+def _run(folder: Path, recipe: str, *settings: str, num_classes: int = 100, num_images: int = 50_000) -> Path:
     write_config(resolve(recipe, list(settings)), folder / "config.json")
     telemetry = Telemetry(
         TelemetryConfig(), folder, title=recipe, num_iterations=20, num_epochs=2, stream=io.StringIO()
     )
-    telemetry.start(0)
+    telemetry.start(0, num_classes=num_classes, num_images=num_images)
     telemetry.train({**TRAIN, "iteration": 10})
     telemetry.bad_image("truncated", name="<b>.jpg", iteration=11)
     telemetry.evaluation(EXITS, split="val", iteration=20, seconds=1.0)
@@ -81,6 +81,9 @@ def _read(path: Path) -> tuple[str, _Page]:
 def test_published_figures_stand_beside_ours(tmp_path: Path) -> None:
     text, page = _read(write_report(_run(tmp_path, "cifar100-msdnet-5exits"), EVALUATION))
     assert "1 6.86 M 61.00 62.61 -1.61 61.12 90.00 1.0000" in text
+    assert "published (300 epochs); published, unweighted (300 epochs)." in text
+    assert "otherwise" not in text
+    assert '<td class="down">-1.61</td>' in (tmp_path / "report.html").read_text()
     assert "10,000 images of the split val" in text
     assert "This run has its recipe's settings." in text
     assert "5,000 images held out" in text
@@ -96,6 +99,41 @@ def test_what_differs_from_the_recipe_is_said(tmp_path: Path) -> None:
     assert "run.epochs 3 (recipe: 300)" in text
     assert "telemetry.port 9000 (" not in text
     assert "1 6.86 M 61.00 62.06 -1.06" in text, "the published row of the 1x10 weight net"
+    assert "otherwise than published: run.epochs 3 for 300." in text
+    assert 'class="down"' not in (tmp_path / "report.html").read_text(), "not like with like: no colour"
+
+
+@pytest.mark.parametrize(
+    ("images", "split", "said"),
+    [
+        ({"num_images": 45_000}, "val", "training images 45000 for 50000"),
+        ({}, "heldout", "scored on heldout for val"),
+    ],
+)
+def test_what_differs_from_the_published_images_is_said(
+    tmp_path: Path, images: dict[str, int], split: str, said: str
+) -> None:
+    run = _run(tmp_path, "cifar100-msdnet-5exits", **images)
+    text, _ = _read(write_report(run, EVALUATION | {"split": split}))
+    assert "1 6.86 M 61.00 62.61 -1.61" in text
+    assert f"This run was trained or scored otherwise than published: {said}." in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "num_classes", "said"),
+    [
+        ("imagenet-msdnet-step4", ["model.step=5", "run.epochs=1"], 1000, "model.step 5 for 4, run.epochs 1 for 100"),
+        ("cifar100-msdnet-5exits", [], 10, "classes 10 for 100"),
+    ],
+)
+def test_no_figure_stands_beside_another_net(
+    tmp_path: Path, recipe: str, settings: list[str], num_classes: int, said: str
+) -> None:
+    run = _run(tmp_path, recipe, *settings, num_classes=num_classes)
+    text, _ = _read(write_report(run, EVALUATION))
+    assert "1 6.86 M 61.00 90.00 1.0000" in text, "neither published nor difference"
+    assert f"of another net or other classes, and is not shown: {said}" in text
+    assert "No accuracy is published" not in text
 
 
 def test_a_run_nobody_published_and_nobody_scored(tmp_path: Path) -> None:
