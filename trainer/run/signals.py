@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SAVE = signal.SIGUSR2
 STOPPED = 75  # exit code of a run that was asked to stop: start it again, it goes on (EX_TEMPFAIL of sysexits.h)
+
+
+def hear(numbers: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Have `handle` called at these signals; the handlers before. SIGHUP stays ignored where it was: nohup asks so."""
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    return {number: signal.signal(number, handle) for number in numbers if number not in ignored}
 
 
 class Start:
@@ -25,7 +32,7 @@ class Start:
 
     def __init__(self) -> None:
         self.begun = False
-        self._previous = {number: signal.signal(number, self._handle) for number in STOP}
+        self._previous = hear(STOP, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if not self.begun:
@@ -40,9 +47,10 @@ class Start:
 class Requests:
     """Signals seen by any rank, agreed over all ranks once an iteration.
 
-    SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean end, SIGUSR2 for a checkpoint alone. A second SIGINT
-    ends the process at once. Ranks agree by a small all-reduce on the CPU that is started in one iteration and read in
-    the next, so that nobody waits for it: all ranks act in the same iteration.
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP (the terminal is gone; not under nohup) ask for a checkpoint and a clean end,
+    SIGUSR2 for a checkpoint alone. A second SIGINT ends the process at once. Ranks agree by a small all-reduce on the
+    CPU that is started in one iteration and read in the next, so that nobody waits for it: all ranks act in the same
+    iteration.
     """
 
     def __init__(self) -> None:
@@ -52,7 +60,7 @@ class Requests:
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo")
         self._pending: tuple[Any, torch.Tensor] | None = None
-        self._previous = {number: signal.signal(number, self._handle) for number in (*STOP, SAVE)}
+        self._previous = hear((*STOP, SAVE), self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == SAVE:

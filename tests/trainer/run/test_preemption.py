@@ -42,7 +42,7 @@ def whole() -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("phase", PHASES)
 def test_stopped_in(
     earlybird: Any,

@@ -30,12 +30,23 @@ def requests() -> Iterator[Requests]:
         yield requests
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_stop(requests: Requests, number: signal.Signals) -> None:
     assert requests.poll() == (False, False)
     os.kill(os.getpid(), number)
     assert requests.poll() == (True, False)
     assert requests.poll() == (True, False)
+
+
+def test_under_nohup_a_lost_terminal_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with closing(Start()), closing(Requests()) as requests:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert requests.poll() == (False, False)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_save_once(requests: Requests) -> None:
@@ -56,7 +67,7 @@ def test_a_second_interrupt_ends_at_once(requests: Requests, monkeypatch: pytest
 
 
 def test_handlers_are_given_back() -> None:
-    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    watched = (*STOP, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in watched]
     requests = Requests()
     assert [signal.getsignal(number) for number in watched] != before
