@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,7 +30,17 @@ WARM_UP, WARM_UP_RANKS = 3, 11  # iterations of a kind before it is recorded; DD
 
 Iteration = Callable[..., list[HalfStep]]  # as run_iteration
 Work = Callable[[], list[HalfStep]]
-Record = Callable[[Work], tuple[list[HalfStep], Callable[[], None]]]
+
+
+class Recorded(Protocol):
+    """As torch.cuda.CUDAGraph is."""
+
+    def replay(self) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+Record = Callable[[Work], tuple[list[HalfStep], Recorded]]
 
 
 @dataclass(frozen=True)
@@ -38,15 +49,15 @@ class _Graph:
 
     inputs: Batch
     steps: list[HalfStep]
-    replay: Callable[[], None]
+    recorded: Recorded
 
 
 class GraphedIteration:
     """`run_iteration`, recorded: one graph of iterations with a meta step and one of those without.
 
-    record  runs its argument once in order to record it; gives what it returned, and a function that replays it.
-            Recording itself computes nothing
-    The state's tensors must stay the ones they are: after a state was restored, take a new one.
+    record  runs its argument once in order to record it; gives what it returned, and the recording. Recording itself
+            computes nothing
+    The state's tensors must stay the ones they are: after a state was restored, take a new one. Close the old one.
     """
 
     def __init__(self, state: TrainState, record: Record | None = None) -> None:
@@ -55,6 +66,7 @@ class GraphedIteration:
         self._device, self._seen = device, Counter[bool]()
         self._warm_up = _warm_up()
         self._graphs: dict[bool, _Graph] = {}
+        self._lead = _Lead(device)
 
     def __call__(
         self, state: TrainState, batch: Batch, meta_clock: Callable[[], AbstractContextManager] = nullcontext
@@ -72,23 +84,43 @@ class GraphedIteration:
             raise RuntimeError(f"a graph of {list(graph.inputs.images.shape)} images got {list(batch.images.shape)}")
         graph.inputs.images.copy_(batch.images)
         graph.inputs.labels.copy_(batch.labels)
-        graph.replay()
+        graph.recorded.replay()
         # The next replay writes over its own results and, sharing memory, over the other graph's.
-        return [HalfStep(_copies(step.trained), _copies(step.looked_ahead)) for step in graph.steps]
+        steps = [HalfStep(_copies(step.trained), _copies(step.looked_ahead)) for step in graph.steps]
+        self._lead.queued()
+        return steps
+
+    def close(self) -> None:
+        """Give the graphs back now, whoever holds this object, as the traceback of an exception does: NCCL waits for
+        ever to close a group of ranks of whose calls there still is a graph."""
+        for graph in self._graphs.values():
+            graph.recorded.reset()
+        self._graphs.clear()
 
     def _recorded(self, state: TrainState, batch: Batch) -> _Graph:
         inputs = replace(batch, images=batch.images.clone(), labels=batch.labels.clone())
         with collective_spans.uncounted():  # an event inside a graph has no time
-            steps, replay = self._record(lambda: run_iteration(state, inputs))
+            steps, recorded = self._record(lambda: run_iteration(state, inputs))
         logger.info(
             "precision.cuda_graphs: recorded an iteration %s a meta step", "with" if state.meta_due else "without"
         )
-        return _Graph(inputs, steps, replay)
+        return _Graph(inputs, steps, recorded)
 
 
 def iteration_of(state: TrainState) -> Iteration:
     """How this state's iterations run: one by one, or as graphs."""
     return GraphedIteration(state) if state.network.precision.cuda_graphs else run_iteration
+
+
+@contextmanager
+def iterating(state: TrainState) -> Iterator[Iteration]:
+    """`iteration_of` for as long as this lasts: at its end, an exception's too, there are no graphs left."""
+    iteration = iteration_of(state)
+    try:
+        yield iteration
+    finally:
+        if isinstance(iteration, GraphedIteration):
+            iteration.close()
 
 
 def settling(state: TrainState) -> int:
@@ -108,19 +140,45 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+class _Lead:
+    """Keeps the host no more than `iterations` ahead of the GPU.
+
+    A replay returns at once. The host would go on to the next log step, and every batch that it passes meanwhile stays
+    in the GPU's memory until its iteration has run.
+    """
+
+    def __init__(self, device: torch.device, iterations: int = 2) -> None:
+        self._device, self._iterations = device, iterations
+        self._ends: deque[torch.cuda.Event] = deque()
+
+    def queued(self) -> None:
+        """An iteration has been asked for."""
+        if self._device.type != "cuda":
+            return
+        end = torch.cuda.Event(blocking=True)  # whoever waits sleeps: the loader's threads need the core
+        end.record(torch.cuda.current_stream(self._device))
+        self._ends.append(end)
+        if len(self._ends) > self._iterations:
+            self._ends.popleft().synchronize()  # waits for an iteration while others are queued: the GPU never does
+
+
 class _Recorder:
     """Records CUDA graphs that share one pool of memory: only one of them runs at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pool = device, torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Work) -> tuple[list[HalfStep], Callable[[], None]]:
+    def __call__(self, work: Work) -> tuple[list[HalfStep], Recorded]:
         graph = torch.cuda.CUDAGraph()
         # Threads of the loader go on moving batches meanwhile: what they do is no error of this thread's.
         stream = side_stream(self._device)
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            steps = work()
-        return steps, graph.replay
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                steps = work()
+        except BaseException:
+            graph.reset()  # half a graph holds calls of NCCL too
+            raise
+        return steps, graph
 
 
 @contextmanager

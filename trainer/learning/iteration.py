@@ -12,6 +12,7 @@ from dataloading.batch import Batch
 from trainer.learning.collectives import average_batch_norm_statistics
 from trainer.learning.forward import HalfForward
 from trainer.learning.meta_gradient import meta_step
+from trainer.learning.precision import fixed_shapes
 from trainer.learning.state import TrainState
 from trainer.learning.train_step import train_step
 
@@ -37,14 +38,15 @@ def run_iteration(
     meta_clock  context of every meta step, to time it
     """
     steps = []
-    for train_half, meta_half in state.network.seen(batch).crossed_halves():
-        state.guard.keep()  # should this half not be finite
-        # Once: the lookahead and the real update share it.
-        forward = HalfForward(state.network, train_half, record=state.meta_due)
-        looked_ahead: dict[str, Tensor] = {}
-        if state.meta_due:
-            with meta_clock():
-                looked_ahead = meta_step(state, forward, meta_half)  # moves the weight net only
-        steps.append(HalfStep(train_step(state, forward), looked_ahead))  # moves the backbone only
+    with fixed_shapes(state.network.precision.device):
+        for train_half, meta_half in state.network.seen(batch).crossed_halves():
+            state.guard.keep()  # should this half not be finite
+            # Once: the lookahead and the real update share it.
+            forward = HalfForward(state.network, train_half, record=state.meta_due)
+            looked_ahead: dict[str, Tensor] = {}
+            if state.meta_due:
+                with meta_clock():
+                    looked_ahead = meta_step(state, forward, meta_half)  # moves the weight net only
+            steps.append(HalfStep(train_step(state, forward), looked_ahead))  # moves the backbone only
     average_batch_norm_statistics(state.network.buffers)
     return steps

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,6 +94,22 @@ def resolve_precision(config: PrecisionConfig, device: torch.device) -> Precisio
     if config.cuda_graphs and dtype == torch.float16:
         raise ValueError("precision.cuda_graphs is on with fp16, whose loss scaler asks the host; use bf16 or float32")
     return Precision(device, dtype, channels_last, config.compile, config.cuda_graphs)
+
+
+@contextmanager
+def fixed_shapes(device: torch.device) -> Iterator[None]:
+    """Work whose shapes recur, as an iteration's do: cuDNN times its algorithms for a convolution that it meets first,
+    and keeps the fastest. Early exit's batches have any size, and most convolutions would be met first there.
+
+    Nothing is timed while a graph is recorded, since timing waits for the GPU; what was found before serves there.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def cpu_has_bf16() -> bool:

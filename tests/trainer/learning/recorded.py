@@ -49,11 +49,14 @@ class Recording(TorchDispatchMode):
                     if not result._is_zerotensor() and result.untyped_storage().data_ptr() not in given:
                         result.detach().copy_(again)
 
+    def reset(self) -> None:
+        self.operations.clear()
 
-def recorder(persistent: Callable[[], Sequence[Tensor]]) -> Callable[[Callable[[], T]], tuple[T, Callable[[], None]]]:
+
+def recorder(persistent: Callable[[], Sequence[Tensor]]) -> Callable[[Callable[[], T]], tuple[T, Recording]]:
     """To hand to GraphedIteration. Recording on a GPU computes nothing: here what it did to `persistent` is undone."""
 
-    def record(work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+    def record(work: Callable[[], T]) -> tuple[T, Recording]:
         held = list(persistent())
         before = [tensor.detach().clone() for tensor in held]
         recording = Recording()
@@ -62,7 +65,7 @@ def recorder(persistent: Callable[[], Sequence[Tensor]]) -> Callable[[Callable[[
         assert len(list(persistent())) == len(held), "recorded work made state: a replay would not find it"
         for tensor, value in zip(held, before, strict=True):
             tensor.detach().copy_(value)
-        return result, recording.replay
+        return result, recording
 
     return record
 

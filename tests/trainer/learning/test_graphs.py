@@ -14,7 +14,7 @@ from dataloading.batch import Batch
 from tests.trainer.learning.recorded import recorder
 from trainer.config import Config
 from trainer.learning import graphs
-from trainer.learning.graphs import WARM_UP, GraphedIteration, iteration_of
+from trainer.learning.graphs import WARM_UP, GraphedIteration, iterating, iteration_of
 from trainer.learning.iteration import HalfStep, run_iteration
 from trainer.learning.meta_gradient import MetaConfig, Schedule
 from trainer.learning.optim import OptimConfig
@@ -202,6 +202,61 @@ def test_graphs_are_chosen_by_the_setting(monkeypatch: pytest.MonkeyPatch) -> No
     assert iteration_of(state_of(cuda_graphs=False)) is run_iteration
     monkeypatch.setattr(graphs, "_Recorder", lambda device: recorder(list))
     assert isinstance(iteration_of(state_of()), GraphedIteration)
+
+
+def test_no_graph_outlives_an_exception_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback holds the iteration, and NCCL would wait for the graphs."""
+    recordings, queued = [], []
+    monkeypatch.setattr(graphs._Lead, "queued", lambda lead: queued.append(lead))
+
+    def record(work: Any) -> Any:
+        result, recording = recorder(lambda: held(state))(work)
+        recordings.append(recording)
+        return result, recording
+
+    monkeypatch.setattr(graphs, "_Recorder", lambda device: record)
+    state = state_of()
+    kept: list[BaseException] = []
+    try:
+        with iterating(state) as iteration:
+            run(state, iteration, 2 * WARM_UP + 2)
+            assert all(recording.operations for recording in recordings)
+            assert len(queued) == 2, "replays run ahead no further than _Lead lets them"
+            raise FloatingPointError("a loss is not finite")
+    except FloatingPointError as error:
+        kept.append(error)
+    assert len(recordings) == 2
+    assert not any(recording.operations for recording in recordings)
+    assert isinstance(iteration, GraphedIteration)
+    assert not iteration._graphs
+    with iterating(state_of(cuda_graphs=False)) as plain:
+        assert plain is run_iteration
+
+
+def test_the_host_is_two_iterations_ahead_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    waited: list[int] = []
+
+    class Event:
+        def __init__(self, blocking: bool) -> None:
+            assert blocking, "a core that spins is one less for the loader"
+            self.number = len(begun)
+
+        def record(self, stream: Any) -> None:
+            begun.append(self.number)
+
+        def synchronize(self) -> None:
+            waited.append(self.number)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    lead = graphs._Lead(torch.device("cuda", 0))
+    for number in range(6):
+        lead.queued()
+        assert begun == list(range(number + 1))
+        assert waited == list(range(max(0, number - 1)))
+    graphs._Lead(CPU).queued()
+    assert len(begun) == 6
 
 
 @pytest.mark.gpu

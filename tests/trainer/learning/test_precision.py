@@ -96,3 +96,17 @@ def test_cuda_graphs_need_a_gpu_and_no_loss_scaler(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match=r"precision\.cuda_graphs is on with fp16.*use bf16 or float32"):
         resolve_precision(PrecisionConfig(dtype="fp16", cuda_graphs=True), GPU)
     assert resolve_precision(PrecisionConfig(dtype="bf16", cuda_graphs=True), GPU).cuda_graphs
+
+
+@pytest.mark.parametrize(
+    ("device", "capturing", "expected"), [(GPU, False, True), (GPU, True, False), (CPU, False, False)]
+)
+def test_cudnn_times_its_algorithms_where_shapes_recur_and_nothing_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, capturing: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    for outside in (False, True):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", outside)
+        with precision.fixed_shapes(device):
+            assert torch.backends.cudnn.benchmark is expected
+        assert torch.backends.cudnn.benchmark is outside
