@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from trainer.cli_data import data_app, prepare
 from trainer.cli_doctor import doctor
 from trainer.cli_export import export, import_checkpoint
 from trainer.cli_exporter import exporter
+from trainer.cli_help import Panels
 from trainer.cli_inference import inference, predict
 from trainer.cli_jobs import cancel, logs, runs
 from trainer.cli_options import AsJson, Data, Device, RecipeName, Settings
@@ -33,34 +35,13 @@ from trainer.settings import with_data, with_origin
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
 
 app = typer.Typer(
+    cls=Panels,
     help="Train networks that can answer early: multi-exit nets with learned sample weights.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(prepare)
-app.command()(doctor)
-app.command()(submit)
-app.command()(sweep)
-app.command()(tune)
-app.command()(reproduce)
-app.command()(cost)
-app.command()(status)
-app.command()(logs)
-app.command()(cancel)
-app.command()(runs)
-app.command()(watch)
-app.command("import-checkpoint")(import_checkpoint)
-app.command()(export)
-app.command()(predict)
-app.add_typer(data_app, name="data")
-benchmark_app.command()(index)
-benchmark_app.command()(memory)
-benchmark_app.command()(exporter)
-benchmark_app.command()(inference)
-app.add_typer(benchmark_app, name="benchmark")
-
 
 RUN_HELP = "Run folder; default runs/RECIPE. (torchrun takes --run for its own: write --run-folder there.)"
 
@@ -75,7 +56,6 @@ def logging_level(
     )
 
 
-@app.command()
 def recipes(as_json: AsJson = False) -> None:
     """List the recipes."""
     from trainer.recipes.catalogue import describe, recipe_names
@@ -89,7 +69,6 @@ def recipes(as_json: AsJson = False) -> None:
         print(f"{row['recipe']:{width}} {row['description']}")
 
 
-@app.command()
 def show(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False) -> None:
     """Show a recipe whole: every setting and its value."""
     from trainer.config import resolve, to_dict
@@ -103,7 +82,6 @@ def show(recipe: RecipeName, settings: Settings = None, as_json: AsJson = False)
         print(f"{name:32} {value}")
 
 
-@app.command()
 def train(
     recipe: RecipeName,
     data: Data = "",
@@ -149,7 +127,6 @@ def train(
         raise typer.Exit(STOPPED)
 
 
-@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     split: Annotated[str, typer.Option(help="val | heldout: what the anytime figures are taken on.")] = "val",
@@ -195,7 +172,6 @@ def evaluate(
     print(f"Curves: {run / 'curves.png'}\nReport: {page}")
 
 
-@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are set side by side.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Of several runs; default comparison.html.")] = None,
@@ -220,3 +196,20 @@ def report(
         raise ValueError(f"--out {out} is for several runs; the report of one is {runs[0] / 'report.html'}")
     page = write_report(runs[0], RunFolder(runs[0]).read_evaluation())
     print(json.dumps({"report": str(page)}) if as_json else f"Report: {page}")
+
+
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "From images to a report": (prepare, train, evaluate, report),
+    "A trained net": (predict, export, import_checkpoint),
+    "Recipes and published figures": (recipes, show, cost, reproduce),
+    "Several runs": (sweep, tune),
+    "Jobs, here and on clusters": (submit, status, runs, logs, cancel, watch),
+    "This machine": (doctor,),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+for command in (index, memory, exporter, inference):
+    benchmark_app.command()(command)
+app.add_typer(data_app, name="data", rich_help_panel="This machine")
+app.add_typer(benchmark_app, name="benchmark", rich_help_panel="This machine")

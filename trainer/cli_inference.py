@@ -42,10 +42,11 @@ def predict(
     trained = read_trained_net(run, take_device(device, 0))
     thresholds, meaning = prediction.thresholds_of(run, trained, budget, threshold)
     said = prediction.predict(trained, images, thresholds, batch=batch, dtype=inference_dtype(dtype), compiled=compiled)
-    console, unreadable, rows = Console(highlight=False, soft_wrap=True), 0, []
-    if not as_json:
-        console.print(f"{len(images)} images; {meaning}", markup=False)
+    console, unreadable = Console(highlight=False, soft_wrap=True), 0
+    rows: list[dict[str, Any]] = []
     for row in said:
+        if not rows and not as_json:  # only now: what is refused is refused before the first one
+            console.print(f"{len(images)} images; {meaning}", markup=False)
         rows.append(asdict(row))
         unreadable += bool(row.error)
         if row.error:

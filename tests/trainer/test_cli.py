@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def trained(finished: dict[str, Path], earlybird: Any, image_folder: Path, tmp_p
         (["precision.dtype=fp16"], ["precision.dtype is fp16", "use bf16 or float32"]),
         (["optim.backend=apex"], ["optim.backend is apex", "optim.backend=torch"]),
         (["data.decode=gpu"], ["data.decode is gpu", "data.decode=cpu"]),
-        (["data.path="], ["data.path is empty", "data.source=demo"]),
+        (["data.path="], ["data.path is empty", "--data PATH", "data.source=demo"]),
         (["checkpoint.every=often"], ["checkpoint.every is 'often'", "500steps"]),
         (["telemetry.port=70000"], ["telemetry.port is 70000", "65535"]),
     ],
@@ -81,6 +82,20 @@ def test_settings_that_cannot_work(
 def test_arguments_that_cannot_work(earlybird: Any, tmp_path: Path, arguments: list[Any], said: list[str]) -> None:
     refused(earlybird.train(tmp_path / "run", more=arguments), *said)
     assert not (tmp_path / "run").exists()
+
+
+def test_help_begins_with_the_way_from_images_to_a_report(earlybird: Any) -> None:
+    shown = earlybird("--help").out
+    names = re.findall(r"^  ([a-z-]+)  +\S", shown.partition("From images")[2], re.MULTILINE)
+    assert names[:4] == ["prepare", "train", "evaluate", "report"]
+    assert {"doctor", "submit", "data", "benchmark"} <= set(names)
+    assert "..." not in shown.partition("From images")[2], "whole sentences"
+
+
+def test_a_limit_of_time_is_told_of_units_of_time(earlybird: Any, tmp_path: Path) -> None:
+    outcome = earlybird("submit", "demo", "--run", tmp_path / "run", "--time", "5", "--dry-run")
+    refused(outcome, "--time is '5'", "a unit of time (s, min or h)")
+    assert "epoch" not in outcome.err
 
 
 @pytest.mark.parametrize("command", [["train"], ["show"], ["cost"]])

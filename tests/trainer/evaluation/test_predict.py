@@ -79,7 +79,7 @@ def test_a_bad_file_costs_itself_alone(earlybird: Any, run: tuple[Path, list[Pat
 def test_refused(earlybird: Any, run: tuple[Path, list[Path]], words: list[str], message: str) -> None:
     folder, files = run
     refused = earlybird("predict", folder, files[0], *words)
-    assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1), refused.err
     assert message in refused.err
 
 
