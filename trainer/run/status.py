@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer.run.checkpoint import load_latest
 from trainer.run.folder import RunFolder
 from trainer.run.manifest import CheckpointError
+from trainer.run.watchdog import last_stall
 from trainer.telemetry.goodput import Goodput
 from trainer.telemetry.jsonl import Row, read_rows, still_true
 
@@ -64,12 +65,13 @@ def _progress(folder: RunFolder, rows: list[Row]) -> dict[str, Any]:
     config = folder.read_config()
     valid = [row for row in still_true(rows) if row["event"] == "train"]
     starts = [row for row in rows if row["event"] == "start" and not row.get("again")]
+    step = max([row["iteration"] for row in valid[-1:]] + [row["iteration"] for row in starts[-1:]], default=0)
     return {
-        "state": _state(rows),
+        "state": _state(rows, last_stall(folder.path)),
         "recipe": config.recipe,
         "epoch": valid[-1]["epoch"] if valid else 0.0,
-        "step": max([row["iteration"] for row in valid[-1:]] + [row["iteration"] for row in starts[-1:]], default=0),
-        "images_seen": sum(row["images"] for row in valid),
+        "step": step,
+        "images_seen": step * 2 * config.optim.update_batch,  # both halves of a batch train
         "restarts": max(0, len(starts) - 1),
     }
 
@@ -85,7 +87,8 @@ def weights_sha256(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _state(rows: list[Row]) -> str:
+def _state(rows: list[Row], stalled_at: float = 0.0) -> str:
+    """stalled_at  Unix time at which a rank last told of a stall: it hangs if nothing was logged since"""
     starts = [row for row in rows if row["event"] == "start"]
     if not starts:
         return "dead"
@@ -93,9 +96,9 @@ def _state(rows: list[Row]) -> str:
     if last["event"] == "end":
         return str(last.get("status") or "failed")
     here = begun.get("host") == socket.gethostname()
-    if not (_lives(begun) if here else time.time() - last["time"] < _SILENT_SECONDS):
+    if not (_lives(begun) if here else time.time() - max(last["time"], stalled_at) < _SILENT_SECONDS):
         return "dead"
-    return "stalled" if last["event"] == "stalled" else "running"
+    return "stalled" if stalled_at > last["time"] else "running"
 
 
 def _lives(start: Row) -> bool:

@@ -22,6 +22,7 @@ from trainer.run.interval import Interval
 
 logger = logging.getLogger(__name__)
 
+STALLS = "stalls"  # folder of what the ranks tell
 REMEMBERED = 101  # steps that the median is taken over
 LEAST = 5  # steps before there is a median; the first ones compile, fill caches and wait for other ranks
 BETWEEN = "between steps"  # the phase that is none
@@ -49,7 +50,7 @@ class Watchdog:
     ) -> None:
         """phases  names, by the function (or method) that the watched thread is in during it"""
         self._factor, self._floor = config.watchdog_factor, Interval.time(config.watchdog_floor, "watchdog_floor")
-        self._folder, self._rank, self._num_ranks = run_folder / "stalls", rank, num_ranks
+        self._folder, self._rank, self._num_ranks = run_folder / STALLS, rank, num_ranks
         self._phases: dict[CodeType, str] = {_code(function): name for function, name in phases.items()}
         self._watched = threading.get_ident()
         self._steps: deque[float] = deque(maxlen=REMEMBERED)
@@ -163,6 +164,11 @@ class Watchdog:
                 return self._phases[frame.f_code]
             frame = frame.f_back
         return BETWEEN
+
+
+def last_stall(run_folder: Path) -> float:
+    """Unix time at which a rank last told of a stall; 0 where none did."""
+    return max((file.stat().st_mtime for file in (run_folder / STALLS).glob("rank-*.txt")), default=0.0)
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -18,6 +18,7 @@ import torch
 
 from trainer.run.checkpoint import load_latest
 from trainer.run.status import _state, run_status, weights_sha256
+from trainer.run.training import Training
 from trainer.telemetry.goodput import Goodput
 from trainer.telemetry.jsonl import read_rows
 
@@ -70,7 +71,7 @@ def test_through_a_kill_and_a_restart(earlybird: Any, tmp_path: Path) -> None:
     assert account.productive_seconds + sum(account.badput.values()) == pytest.approx(elapsed, abs=0.5)
 
     outcome = earlybird("status", run, "--json")
-    assert (outcome.code, set(json.loads(outcome.out))) == (0, KEYS | {"job"})
+    assert (outcome.code, set(json.loads(outcome.out))) == (0, KEYS | {"run", "job"})
     assert json.loads(outcome.out)["job"] is None, "it was never submitted"
     shown = earlybird("status", run).out
     assert shown.startswith("stopped: demo, epoch")
@@ -101,7 +102,11 @@ def test_the_hash_is_of_what_was_learned(earlybird: Any, tmp_path: Path) -> None
         ([], "dead"),
         ([{"event": "train"}], "dead"),
         (["here", {"event": "train"}], "running"),
-        (["here", {"event": "stalled"}], "stalled"),
+        (["here", "stall", {"event": "stalled"}], "running"),  # which is written once an iteration has ended again
+        (["here", {"event": "train"}, "stall"], "stalled"),
+        (["gone", {"event": "train"}, "stall"], "dead"),
+        (["stall", "here"], "running"),
+        (["far", {"event": "train", "time": -900}, "stall"], "stalled"),
         (["gone", {"event": "train"}], "dead"),
         (["far", {"event": "train", "time": -60}], "running"),
         (["far", {"event": "train", "time": -6000}], "dead"),
@@ -117,8 +122,34 @@ def test_states(rows: list[Any], state: str) -> None:
         "gone": {"host": socket.gethostname(), "pid": own.pid, "process_began": own.create_time() - 100},
         "far": {"host": "another", "pid": own.pid, "process_began": own.create_time()},
     }
-    written = [{"event": "start", "time": -100, **starts[row]} if isinstance(row, str) else row for row in rows]
-    assert _state([{**row, "time": time.time() + row.get("time", 0)} for row in written]) == state
+    now, written, stalled_at = time.time(), [], 0.0
+    for place, row in enumerate(rows):
+        if row == "stall":
+            stalled_at = now + place
+        else:
+            fields = {"event": "start", **starts[row]} if isinstance(row, str) else row
+            written.append({**fields, "time": now + place + fields.get("time", 0)})
+    assert _state(written, stalled_at) == state
+
+
+def test_images_between_the_last_log_step_and_a_crash_count(
+    earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logged after iteration 4, saved after 6, failed after 7: 5 and 6 are in no row of the log."""
+    run, between = tmp_path / "run", Training.between
+
+    def failing(training: Training, *arguments: Any) -> bool:
+        if training.state.progress.iteration == 7:
+            raise ValueError("the reader broke")
+        return between(training, *arguments)
+
+    settings = ["checkpoint.every=3steps", "run.log_every=4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "between", failing)
+        assert earlybird.train(run, *settings).code == 2
+    assert earlybird.train(run, *settings).code == 0
+    seen = run_status(run)
+    assert (seen["step"], seen["images_seen"]) == (9, 9 * 16)
 
 
 def test_a_diverged_run_says_so(earlybird: Any, tmp_path: Path) -> None:

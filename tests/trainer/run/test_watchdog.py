@@ -18,6 +18,7 @@ import pytest
 
 from dataloading.synthetic_loader import SyntheticReader
 from trainer.run.health import HealthConfig
+from trainer.run.status import run_brief
 from trainer.run.watchdog import LEAST, PATIENCE, Watchdog
 from trainer.telemetry.jsonl import read_rows
 
@@ -88,6 +89,7 @@ def test_a_stopped_rank_is_named_by_the_others(earlybird: Any, tmp_path: Path, f
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline and not (told.exists() and "of 2 ranks" in told.read_text()):
                 time.sleep(0.1)
+            assert run_brief(run)["state"] == "stalled"
             before = wait_for_metric(port, "iteration", 8)
             assert wait_for_metric(port, "iteration", 8) == before, "it stands still, and tells so"
             assert "rank 1 gives no sign: its process is stopped" in told.read_text()
@@ -95,6 +97,7 @@ def test_a_stopped_rank_is_named_by_the_others(earlybird: Any, tmp_path: Path, f
             assert not (run / "stalls" / "rank-1.txt").exists()
             ranks["1"].resume()
             wait_for_metric(port, "iteration", int(before) + 3)
+            assert run_brief(run)["state"] == "running"
         finally:
             os.killpg(started.pid, signal.SIGCONT)
             os.killpg(started.pid, signal.SIGTERM)
