@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -16,9 +17,12 @@ import torch
 import torch.distributed as dist
 
 from dataloading.heap import keep_heap
+from trainer.run.interface import choose_interface
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _RECORDED = "2000"  # collective calls that torch's flight recorder remembers
+_TOLD_EVERY = 60.0  # seconds
 
 
 class LostRankError(RuntimeError):
@@ -42,6 +46,28 @@ class Ranks:
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
+
+    def meet(self, doing: str, patience: float = 86_400.0, poll: float = 1.0) -> None:
+        """Wait, `patience` seconds at most, until every rank is here: after work that can take one node hours longer
+        than another. It is no collective call, which would time out.
+
+        doing  what the ranks that are missing are at, for the log
+        Raises TimeoutError.
+        """
+        if self.world_size == 1:
+            return
+        store, key = dist.distributed_c10d._get_default_store(), f"earlybird/met/{doing}"
+        number = store.add(key, 1)  # counts on over meetings of one name
+        everyone = -(-number // self.world_size) * self.world_size
+        began, told = time.monotonic(), float("-inf")
+        while (missing := everyone - store.add(key, 0)) > 0:
+            now = time.monotonic()
+            if now - began > patience:
+                raise TimeoutError(f"{missing} of {self.world_size} ranks are at it after {patience:.0f} s: {doing}")
+            if now - told > _TOLD_EVERY:
+                logger.info("waiting for %d of %d ranks: %s", missing, self.world_size, doing)
+                told = now
+            time.sleep(poll)
 
     def gather(self, items: list[T]) -> list[T]:
         """All ranks' items in the order of the ranks, on every rank; waits for all of them, and for the device."""
@@ -77,8 +103,10 @@ def take_device(name: str, local_rank: int) -> torch.device:
 def process_group(device: str, timeout_seconds: float = 600.0, record_in: Path | None = None) -> Iterator[Ranks]:
     """This process among torchrun's (from the environment), or alone; the group is closed at the end.
 
+    After an exception it is left as it is: to close one whose other ranks are in another call may wait for ever.
     record_in  folder where torch's flight recorder leaves rank-R.json when a collective call fails: the last calls of
-               this rank, which were done and which were not; NCCL's own watchdog writes its dump beside it
+               this rank, which were done and which were not, on a GPU those of NCCL in rank-R-nccl.json; NCCL's own
+               watchdog writes its dump beside it
     Raises LostRankError for a failed collective call.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -97,6 +125,8 @@ def process_group(device: str, timeout_seconds: float = 600.0, record_in: Path |
         yield ranks
         return
     _record(record_in)
+    if world_size > ranks.local_world_size:
+        choose_interface(os.environ.get("MASTER_ADDR", ""))
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
         timeout=timedelta(seconds=timeout_seconds),
@@ -108,15 +138,11 @@ def process_group(device: str, timeout_seconds: float = 600.0, record_in: Path |
     except RuntimeError as error:
         if not _of_a_collective(error):
             raise
-        # The group is left as it is: to close one that lacks a rank may wait for ever.
         said, kept = str(error).splitlines()[0][:200], _kept(record_in, ranks)
         raise LostRankError(
             f"rank {ranks.rank} of {world_size} lost another rank ({said}){kept}; started again, the run goes on from "
             f"its newest checkpoint (torchrun --max-restarts does so)"
         ) from error
-    except BaseException:
-        dist.destroy_process_group()
-        raise
     dist.destroy_process_group()
 
 
@@ -135,13 +161,17 @@ def _of_a_collective(error: RuntimeError) -> bool:
 def _kept(folder: Path | None, ranks: Ranks) -> str:
     if folder is None:
         return ""
-    path = folder / f"rank-{ranks.rank}.json"
+    c10d: Any = torch._C._distributed_c10d
+    dumps = {folder / f"rank-{ranks.rank}.json": c10d._dump_fr_trace_json}
+    if ranks.device.type == "cuda":  # NCCL has a recorder of its own
+        dumps[folder / f"rank-{ranks.rank}-nccl.json"] = c10d._dump_nccl_trace_json
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(torch._C._distributed_c10d._dump_fr_trace_json())  # type: ignore[attr-defined]
+        for path, dump in dumps.items():
+            path.write_bytes(dump())
     except (OSError, RuntimeError) as error:
         return f"; its last calls could not be kept ({error})"
-    return f"; its last calls are in {path}"
+    return f"; its last calls are in {' and '.join(map(str, dumps))}"
 
 
 def _meeting_place(ranks: Ranks, timeout_seconds: float) -> dict[str, Any]:
