@@ -12,15 +12,16 @@ from trainer.telemetry.jsonl import JsonLog, read_rows
 class Ledger:
     """Appends a row an iteration to `ids/rank-R.jsonl` of the run folder.
 
-    began  Unix time of this start, the same on all ranks: where a restart trains an iteration again, the newest counts
+    began  Unix time, the same on all ranks, of this start or of going back: where an iteration is trained again, the
+           newest counts
     """
 
     def __init__(self, run_folder: Path, rank: int, began: float) -> None:
-        self._log, self._began = JsonLog(run_folder / "ids" / f"rank-{rank}.jsonl"), began
+        self._log, self.began = JsonLog(run_folder / "ids" / f"rank-{rank}.jsonl"), began
 
     def write(self, iteration: int, ids: np.ndarray) -> None:
         """Images `ids` were this rank's in `iteration`, counted from 0."""
-        self._log.write("ids", iteration=iteration, began=self._began, ids=ids.tolist())
+        self._log.write("ids", iteration=iteration, began=self.began, ids=ids.tolist())
 
     def close(self) -> None:
         self._log.close()

@@ -149,8 +149,7 @@ class Training:
         self.found: Checkpoint | None = None
         self.ledger: Ledger | None = None
         if config.run.record_ids:
-            began = ranks.gather([time.time()])[0]
-            self.ledger = Ledger(folder.path, ranks.rank, began)
+            self.ledger = Ledger(folder.path, ranks.rank, began=ranks.gather([time.time()])[0])
 
     def run(self, max_steps: int) -> dict[str, Any]:
         """Train, save, evaluate; the summary."""
@@ -252,6 +251,8 @@ class Training:
             raise diverged(reason, left_at, self.saver.saved_at, self.config)
         self.state.guard.forget()
         self.log_steps.forget()
+        if self.ledger is not None:
+            self.ledger.began = self.ranks.gather([time.time()])[0]
         self.resumed(found)
         self.telemetry.start(found.iteration, again=True, last=self.last, total=self.state.progress.total)
         self.telemetry.rolled_back(reason=reason, left_at=left_at, number=self.num_rollbacks)

@@ -27,6 +27,7 @@ from trainer.run.checkpoint import load_latest
 from trainer.run.checkpoint import snapshot as copied
 from trainer.run.distributed import Ranks
 from trainer.run.health import STRAGGLER_TIMES, USUAL, HealthConfig, Signs, straggler_scores
+from trainer.run.ledger import read_ledger, unequal
 from trainer.run.loop import Hooks, train
 from trainer.telemetry.jsonl import read_rows
 from trainer.telemetry.window import Own, Reading
@@ -263,6 +264,7 @@ def test_rollback(earlybird: Any, tmp_path: Path, spoil: Callable[..., list[int]
     """A fault that does not repeat leaves no trace in the weights; one that does ends the run."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     settings = ["health.non_finite=rollback", "checkpoint.every=2steps", "run.log_every=1", "meta.interval=2"]
+    settings += ["run.record_ids=true"]
     assert earlybird.train(whole, *settings).code == 0
     spoil(5, 9)
     outcome = earlybird.train(run, *settings)
@@ -270,6 +272,8 @@ def test_rollback(earlybird: Any, tmp_path: Path, spoil: Callable[..., list[int]
     assert [row["left_at"] for row in events(run, "rolled back")] == [6, 8]
     assert [row["folder"] for row in events(run, "goes on from")] == ["step-0000004", "step-0000006"]
     assert alike(run, whole)
+    ledger = read_ledger(run)
+    assert (len(ledger), unequal(ledger, 72, 16)) == (9, ""), "what was trained again counts once"
     spoil(*range(5, 99))
     outcome = earlybird.train(tmp_path / "ever", *settings, "health.max_rollbacks=2")
     assert outcome.code == 3
