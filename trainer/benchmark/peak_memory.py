@@ -1,6 +1,7 @@
 """Peak memory of a training iteration, taken in a process of its own: `peak_memory_mb` runs this file as a module.
 
-On a GPU what torch's allocator held at most. On a CPU the highest resident size during a second iteration, less what
+On a GPU what torch's allocator handed out at most; with CUDA graphs what it had from the GPU, since nothing is handed
+out for a replay, whose memory stays reserved. On a CPU the highest resident size during a second iteration, less what
 was resident before it, plus the state's own bytes: so the interpreter, the libraries and a compiler do not count.
 """
 
@@ -39,6 +40,11 @@ def peak_memory_mb(config: Config, num_images: int, num_classes: int, device: to
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
+def peak_bytes(device: torch.device, cuda_graphs: bool) -> int:
+    """Of a GPU's memory at most since `torch.cuda.reset_peak_memory_stats`."""
+    return torch.cuda.max_memory_reserved(device) if cuda_graphs else torch.cuda.max_memory_allocated(device)
+
+
 def _measure(config: Config, num_images: int, num_classes: int, device: torch.device) -> float:
     state = fresh_state(config, num_classes, device)
     batch = random_batch(config, state, num_images, num_classes)
@@ -46,7 +52,7 @@ def _measure(config: Config, num_images: int, num_classes: int, device: torch.de
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         iterate(state, batch, iteration)
-        return torch.cuda.max_memory_allocated(device) / 1e6
+        return peak_bytes(device, config.precision.cuda_graphs) / 1e6
     trim_heap()
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here (Linux, proc(5))

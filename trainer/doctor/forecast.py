@@ -16,10 +16,11 @@ import torch
 
 from dataloading.batch import Batch
 from dataloading.datasets.open import ImageSet
-from trainer.benchmark.peak_memory import peak_memory_mb
+from trainer.benchmark.peak_memory import peak_bytes, peak_memory_mb
 from trainer.config import Config
 from trainer.doctor.finding import Finding
 from trainer.evaluation.anytime import anytime
+from trainer.learning.graphs import settling
 from trainer.learning.precision import resolve_precision
 from trainer.learning.state import Progress, TrainState
 from trainer.run.build import build_net, build_state, scoring_loader, training_loader
@@ -152,26 +153,33 @@ def _measured(config: Config, update: int) -> Config:
 
 def _measure(config: Config, images: ImageSet, ranks: Ranks, steps: int) -> tuple[list[Reading], float | None]:
     """Readings of single iterations after the warm-up, and the peak of the GPU's memory; None on a CPU."""
-    loader = training_loader(config, images, ranks)
     readings: list[Reading] = []
+    # A tiny learning rate: the net is no one's, and its losses stay finite on any data.
+    quiet = dataclasses.replace(config, optim=dataclasses.replace(config.optim, base_lr=1e-6, warmup_epochs=0.0))
+    state = build_state(quiet, len(images.classes), Progress(0, 1 << 40), ranks)
+    warm_up = _warm_up(state)
+    loader = training_loader(config, images, ranks)
 
     def log(state: TrainState, reading: Reading) -> None:
         readings.append(reading)
 
     def trained(batch: Batch) -> None:
-        if len(readings) == _WARM_UP and ranks.device.type == "cuda":
+        if len(readings) == warm_up and ranks.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(ranks.device)
 
     hooks = Hooks(log, trained, lambda epoch, stop, save: stop)
     with closing(loader), closing(Requests()) as requests:
-        last = _WARM_UP + steps
-        # A tiny learning rate: the net is no one's, and its losses stay finite on any data.
-        quiet = dataclasses.replace(config, optim=dataclasses.replace(config.optim, base_lr=1e-6, warmup_epochs=0.0))
-        state = build_state(quiet, len(images.classes), Progress(0, 1 << 40), ranks)
-        if not train(state, loader, hooks, requests, last):
+        if not train(state, loader, hooks, requests, warm_up + steps):
             raise KeyboardInterrupt
-    peak = float(torch.cuda.max_memory_allocated(ranks.device)) if ranks.device.type == "cuda" else None
-    return readings[_WARM_UP:], peak
+    peak = peak_bytes(ranks.device, config.precision.cuda_graphs) if ranks.device.type == "cuda" else None
+    return readings[warm_up:], peak
+
+
+def _warm_up(state: TrainState) -> int:
+    """Iterations until one is like any other of its kind; graphs are recorded by then, those of meta steps last."""
+    if not state.network.precision.cuda_graphs:
+        return _WARM_UP
+    return settling(state) * state.config.meta.interval
 
 
 def _median(readings: list[Reading]) -> float:
