@@ -62,7 +62,8 @@ def test_two_ranks_examine_their_network(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = lines(done.stdout)
-    for subject in ("rendezvous", "versions", "data of ranks", "clocks of ranks", "shared folder", "all-reduce"):
+    subjects = ["rendezvous", "CPU group", "versions", "data of ranks", "clocks of ranks", "shared folder"]
+    for subject in (*subjects, "all-reduce"):
         assert found[subject]["state"] == "pass", found[subject]
     assert found["all-reduce"]["values"]["bus_bytes_per_second"] > 0
     assert not list(tmp_path.iterdir())

@@ -83,6 +83,7 @@ def examine(config: Config, asked: Asked, told: Callable[[str], None] = lambda w
             told("run folder")
             classes = len(images[0].classes) if images else None
             own += examined("run folder", lambda: run_folder(asked.run, config, classes))
+        ranks.meet("looking at the data")
         by_host = ranks.gather([(socket.gethostname(), own)])
         found += together([(host, lines) for host, lines in by_host if lines])
         if ranks.world_size > 1:

@@ -7,7 +7,9 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,7 @@ _SIZES = (4 << 10, 1 << 20, 64 << 20)
 _ROUNDS = 5
 _SLOW_NCCL = 5e9  # bytes a second: a network card of 50 Gbit/s carries more
 _MOST_APART = 1.0  # seconds
+_GLOO_TIMEOUT = timedelta(seconds=60)
 
 
 def ports(rendezvous: int, telemetry: int, num_ranks: int) -> Iterator[Finding]:
@@ -62,11 +65,33 @@ def between_ranks(ranks: Ranks, run_folder: Path, fingerprint: str) -> Iterator[
     nodes = len(set(hosts))
     said = f"{ranks.world_size} ranks on {nodes} node{'s' * (nodes > 1)} met, {backend}"
     yield Finding("rendezvous", "pass", said, values={"hosts": sorted(set(hosts))})
+    yield _cpu_group(ranks)
     yield _same("versions", ranks, f"torch {torch.__version__}, NCCL {_nccl()}", "install the same image on every node")
     yield _same("data of ranks", ranks, fingerprint[:12] or "none", "let every node see the same data, or stage it")
     yield _clocks(ranks)
     yield _shared(ranks, run_folder)
     yield from _all_reduce(ranks, backend, len(set(hosts)))
+
+
+def _cpu_group(ranks: Ranks) -> Finding:
+    """Ranks agree on signals over gloo, whatever gradients go over: it may fail where NCCL works."""
+    problem = ""
+    try:
+        group: Any = dist.new_group(backend="gloo", timeout=_GLOO_TIMEOUT)
+        total = torch.ones(1)
+        dist.all_reduce(total, group=group)
+        dist.destroy_process_group(group)
+        if total != ranks.world_size:
+            problem = f"a sum over {ranks.world_size} ranks is {float(total):g}"
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0][:200]
+    told = ranks.gather([problem])
+    odd = next((rank for rank, one in enumerate(told) if one), None)
+    if odd is not None:
+        remedy = "set GLOO_SOCKET_IFNAME to the interface between the nodes (ip route get ADDRESS names it)"
+        return Finding("CPU group", "fail", f"gloo, rank {odd}: {told[odd]}", remedy)
+    over = sorted(set(ranks.gather([os.environ.get("GLOO_SOCKET_IFNAME") or "where the host's name leads"])))
+    return Finding("CPU group", "pass", f"gloo sums over {ranks.world_size} ranks ({', '.join(over)})")
 
 
 def _nccl() -> str:

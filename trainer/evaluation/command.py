@@ -78,6 +78,7 @@ def opened(run: Path, data: str, device: str) -> Iterator[tuple[Config, ImageSet
         if checkpoint is None:
             raise ValueError(f"{run} has no checkpoint yet; train it first")
         images = open_dataset(config.data, config.seed)
+        ranks.meet("opening the images")
         theirs = checkpoint.meta.get("data_fingerprint")
         if theirs is not None and theirs != images.fingerprint:  # None: imported without its images
             raise ValueError(
