@@ -67,6 +67,15 @@ def test_a_cancel_saves_and_a_failure_says_so(earlybird: Call, tmp_path: Path) -
     assert standing["last_checkpoint"]["step"] == standing["step"] > 0, "it saved"
 
 
+def test_a_refusal_on_its_node_is_what_status_says(earlybird: Call, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    given = ("--run-folder", "run", "--data", gone, "--data-elsewhere", "--wait")
+    assert earlybird("submit", "demo", *given).returncode == 1
+    standing: dict[str, Any] = json.loads(earlybird("status", "run", "--json").stdout)
+    assert (standing["run"], standing["state"]) == ("run", "failed")
+    assert standing["job"]["reason"].startswith(f"data.path {gone} does not exist")
+
+
 @pytest.mark.parametrize(
     ("words", "said"), [(["--nodes", 2], "this machine is one node"), (["--gpus", 4096], "this machine has")]
 )

@@ -94,7 +94,7 @@ def test_help_begins_with_the_way_from_images_to_a_report(earlybird: Any) -> Non
 
 def test_a_limit_of_time_is_told_of_units_of_time(earlybird: Any, tmp_path: Path) -> None:
     outcome = earlybird("submit", "demo", "--run", tmp_path / "run", "--time", "5", "--dry-run")
-    refused(outcome, "--time is '5'", "a unit of time (s, min or h)")
+    refused(outcome, "--time is '5'", "must be a time", "a unit (s, min or h)")
     assert "epoch" not in outcome.err
 
 

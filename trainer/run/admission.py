@@ -50,15 +50,18 @@ def admit(config: Config, world_size: int, run_folders: Mapping[int, Path], *, d
     return f"{images.name}, {len(images.train):,} images of {len(images.classes)} classes"
 
 
-def settled(config: Config, folder: Path, *, elsewhere: bool = False) -> Config:
+def settled(
+    config: Config, folder: Path, *, elsewhere: bool = False, remedy: str = "give --run another folder"
+) -> Config:
     """`config` as its run in the folder keeps it, the origin filled in; ValueError where another run is there.
 
     elsewhere  an origin that is not here lies where the nodes see it, and is left as it is
+    remedy     what the command that asks can do about another run
     """
     config = with_seed(config)
     if not elsewhere or has_begun(folder) or not config.origin.run or Path(config.origin.run).exists():
         config = begun_from(config, RunFolder(folder))
-    RunFolder(folder).check(config)
+    RunFolder(folder).check(config, remedy=remedy)
     return config
 
 

@@ -32,6 +32,7 @@ FREE = (
     "run.record_ids",
     "health.",
 )
+REMEDY = "give --run another folder, or --allow NAME to go on with that setting changed"
 
 
 @contextmanager
@@ -57,11 +58,12 @@ class RunFolder:
         self.evaluation_file = path / "evaluation.json"
         self.thresholds_file = path / "thresholds.json"
 
-    def check(self, config: Config, allowed: Sequence[str] = ()) -> None:
+    def check(self, config: Config, allowed: Sequence[str] = (), remedy: str = REMEDY) -> None:
         """ValueError naming what differs where the folder holds another run than `config`.
 
         A start that never came to a checkpoint holds nothing: its settings may be mended and tried again.
         allowed  names of settings that may differ all the same (--allow)
+        remedy   what the command that asks can do about it
         """
         known = setting_names(config)
         for name in allowed:
@@ -82,10 +84,7 @@ class RunFolder:
         ]
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            raise ValueError(
-                f"--run {self.path} holds another run: {'; '.join(differing[:3])}{more}; give --run another folder, or "
-                f"--allow NAME to go on with that setting changed"
-            )
+            raise ValueError(f"--run {self.path} holds another run: {'; '.join(differing[:3])}{more}; {remedy}")
 
     def claim(self, config: Config) -> None:
         """Write `config` into the folder; ValueError where it cannot be written."""

@@ -35,7 +35,7 @@ class Interval:
         found = cls._read(text)
         if found is None or found.seconds is None:
             raise ValueError(
-                f"{setting} is {text!r}; it must be a whole number from 1 and a unit of time (s, min or h), for "
+                f"{setting} is {text!r}; it must be a time, a whole number from 1 and a unit (s, min or h), for "
                 f"example 60s, 10min or 24h"
             )
         return found.seconds

@@ -17,6 +17,8 @@ from trainer.run.folder import RunFolder
 from trainer.run.origin import with_seed
 from trainer.settings import with_data, with_origin
 
+_REMEDY = "give --folder another one, or the settings that its runs were begun with"
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -115,7 +117,7 @@ def plan(trials: Sequence[Trial], place: Place) -> Plan:
         for folder, trial in by_folder.items()
     }
     for folder, config in configs.items():
-        settled(config, Path(folder), elsewhere=place.data_elsewhere)
+        settled(config, Path(folder), elsewhere=place.data_elsewhere, remedy=_REMEDY)
     complete = {folder for folder in jobs if is_complete(Path(folder), place.max_steps)}
     for folder in [folder for folder in jobs if folder not in complete]:
         admit(

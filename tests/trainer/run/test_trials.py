@@ -25,7 +25,7 @@ def test_a_complete_run_of_other_settings_is_no_result_of_these(earlybird: Any, 
     same = Trial("demo", (*settings_of(earlybird, run), "run.epochs=1"), run)
     assert run_trials([same], place) == {run: "completed"}
     longer = dataclasses.replace(same, settings=(*same.settings, "run.epochs=10"))
-    with pytest.raises(ValueError, match=r"run holds another run: run\.epochs is 1 there and 10 here"):
+    with pytest.raises(ValueError, match=r"run holds another run: run\.epochs is 1 there and 10 here; give --folder"):
         run_trials([longer], place)
 
 
