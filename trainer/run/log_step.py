@@ -43,12 +43,14 @@ class LogSteps:
         }
         told = self._ranks.gather([(reading.own.work_seconds, self._unreadable)])  # one message a rank and log step
         if self._ranks.world_size > 1:
-            row["straggler_scores"] = straggler_scores([work for work, _ in told])
+            # Waiting for others is no work of one's own, and no clock sees it inside a CUDA graph.
+            known = not state.network.precision.cuda_graphs
+            row["straggler_scores"] = straggler_scores([work for work, _ in told]) if known else None
         for at, image, reason in (bad for _, unreadable in told for bad in unreadable):
             self._telemetry.bad_image(reason, iteration=at, row=image, name=self._images.train.name(image))
         self._unreadable = []
         self._telemetry.train(row, reading.own)
-        for name, fields in (*self._signs.trained(reading), *self._signs.compared(row.get("straggler_scores", []))):
+        for name, fields in (*self._signs.trained(reading), *self._signs.compared(row.get("straggler_scores") or [])):
             self._telemetry.event(name, iteration=iteration, **fields)
         for phase, took in self._watchdog.stalls():
             self._telemetry.stalled(phase, took, iteration=iteration)
