@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.cli_cost import reproduce_costs
-from trainer.cli_options import AsJson, Data, Device, Settings
+from trainer.cli_forecast import device_hours, forecast_rows, show_forecast
+from trainer.cli_options import AsJson, Data, Device, Settings, refuse_given
 from trainer.cli_place import (
     Cpus,
     DataElsewhere,
@@ -33,6 +35,7 @@ from trainer.cli_place import (
 
 
 def reproduce(
+    context: typer.Context,
     table: Annotated[
         str, typer.Argument(metavar="TABLE", help="cost | imagenet | imagenet-label-smoothing | weight-net")
     ],
@@ -65,29 +68,29 @@ def reproduce(
     """Ours beside the published figures, with differences.
 
     `cost` runs anywhere. An accuracy table collects --from runs, or trains its rows: first it measures here what they
-    will take and ends with exit code 1; with --yes it trains them and prints the table.
+    will take; it ends there with exit code 1, or with --yes trains them and prints the table.
     """
     from trainer.reporting.published_tables import COST, accuracy_rows
     from trainer.reporting.tables import accuracy_table
-    from trainer.run.trials import is_complete, run_trials, seeded
+    from trainer.run.trials import is_complete, plan, run_trials, seeded
 
     if table == COST:
+        refuse_given(context, ("as_json",), f"on reproduce {COST}, which trains nothing")
         reproduce_costs(as_json)
         return
     rows = accuracy_rows(table)
     if from_runs:
+        refuse_given(context, ("from_runs", "as_json"), "beside --from, which trains nothing")
         _show(table, accuracy_table(table, from_runs), as_json)
         return
     home = folder or Path("runs") / table
-    trials = [
-        trial
-        for row in rows
-        for trial in seeded(row.recipe, (*row.settings, *(settings or [])), home, seeds_of(seeds), row.name)
-    ]
-    left = [trial for trial in trials if not is_complete(trial.folder, max_steps)]
-    if left and not yes:
-        _forecast(left, data, device, steps, batch, as_json)
-        raise typer.Exit(1)
+    trials = {
+        row: seeded(row.recipe, (*row.settings, *(settings or [])), home, seeds_of(seeds), row.name) for row in rows
+    }
+    left = {row: [one for one in of_row if not is_complete(one.folder, max_steps)] for row, of_row in trials.items()}
+    left = {row: of_row for row, of_row in left.items() if of_row}
+    if left and data_elsewhere and not yes:
+        raise ValueError("--data-elsewhere: nothing can be measured without the images; add --yes to train unmeasured")
     where = place(
         target=target,
         nodes=nodes,
@@ -102,66 +105,36 @@ def reproduce(
         parallel=parallel,
         wait=wait,
     )
-    states = run_trials(trials, where, teller(home))
-    _show(table, accuracy_table(table, [run for run, state in states.items() if state == "completed"]), as_json)
+    every = [trial for of_row in trials.values() for trial in of_row]
+    plan(every, where)
+    forecast: list[dict[str, Any]] = []
+    if left and not data_elsewhere:
+        forecast = forecast_rows(left, data, device, steps, batch)
+        if as_json and not yes:
+            print(json.dumps({"forecast": forecast, "device_hours": device_hours(forecast)}))
+        else:
+            command = shlex.join(["earlybird", "reproduce", table, *(["--data", data] if data else [])])
+            show_forecast(forecast, command, target, Console(stderr=as_json, soft_wrap=True))
+    if left and not yes:
+        if not as_json:
+            print("Nothing was started: --yes starts it.")
+        raise typer.Exit(1)
+    states = run_trials(every, where, teller(home))
+    complete = [run for run, state in states.items() if state == "completed"]
+    _show(table, accuracy_table(table, complete), as_json, forecast)
     if any(state != "completed" for state in states.values()):
         raise typer.Exit(1)
 
 
-def _forecast(left: list[Any], data: str, device: str, steps: int, batch: int, as_json: bool) -> None:
-    """Measures each recipe once: the weight net's size and the seed change no time worth telling."""
-    from dataloading.datasets.open import open_dataset
-    from trainer.doctor.forecast import forecast
-    from trainer.run.distributed import process_group
-    from trainer.run.trials import trial_config
-    from trainer.telemetry.progress_bar import ProgressBar
-
-    rows, errors = [], Console(stderr=True)
-    with process_group(device) as ranks:
-        for recipe in dict.fromkeys(trial.recipe for trial in left):
-            runs = [trial for trial in left if trial.recipe == recipe]
-            config = trial_config(runs[0], data)
-            with closing(ProgressBar()) as bar:
-                images = open_dataset(config.data, config.seed, progress=bar)
-            with errors.status(f"measuring {recipe}"):
-                found = forecast(config, images, ranks, steps=steps, batch=batch)
-            rows.append(
-                {
-                    "recipe": recipe,
-                    "runs": len(runs),
-                    "epochs": config.run.epochs,
-                    "device": f"{found.devices} x {found.device}",
-                    "images_per_second": found.images_per_second,
-                    "device_hours_each": found.device_hours,
-                    "device_hours": found.device_hours * len(runs),
-                }
-            )
-    total = sum(row["device_hours"] for row in rows)
-    if as_json:
-        print(json.dumps({"forecast": rows, "device_hours": total}))
-        return
-    table = Table("recipe", "runs", "epochs", "images/s", "device hours each", "together")
-    for row in rows:
-        table.add_row(
-            row["recipe"],
-            str(row["runs"]),
-            str(row["epochs"]),
-            f"{row['images_per_second']:,.1f}",
-            f"{row['device_hours_each']:,.2f}",
-            f"{row['device_hours']:,.2f}",
-        )
-    Console(soft_wrap=True).print(table, highlight=False)
-    print(f"{total:,.2f} hours of {rows[0]['device']}, measured here. Nothing was started: --yes starts it.")
-
-
-def _show(name: str, rows: list[dict[str, Any]], as_json: bool) -> None:
+def _show(name: str, rows: list[dict[str, Any]], as_json: bool, forecast: Sequence[dict[str, Any]] = ()) -> None:
     from trainer.reporting.published_tables import in_words
 
     if as_json:
-        print(json.dumps({"table": name, "rows": rows}))
+        print(json.dumps({"table": name, "rows": rows} | ({"forecast": forecast} if forecast else {})))
         return
-    exits = [f"exit {k}" for k in range(1, len(rows[0]["published"]) + 1)]
-    table = Table("row", "", *exits, title=f"{name}: top-1 %", title_justify="left")
+    table = Table(title=f"{name}: top-1 %", title_justify="left")
+    for column in ("row", "", *(f"exit {k}" for k in range(1, len(rows[0]["published"]) + 1))):
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(row["name"], "published", *(f"{value:.2f}" for value in row["published"]))
         if row["top1"] is not None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from trainer.config import resolve, write_config
+from trainer.doctor import forecast as doctor_forecast
 from trainer.evaluation.thresholds import read_budgets
+from trainer.reporting.published_tables import accuracy_rows
+from trainer.run import trials as trials_room
+from trainer.run.trials import Trial
 
 NET = ("data.image_size=32", "data.source=synthetic", "data.synthetic_images=80", "data.synthetic_classes=4")
 SMALL = (*NET, "model.first_channels=4", "model.growth=2", "optim.update_batch=8", "run.epochs=1")
@@ -14,7 +23,7 @@ SMALL = (*NET, "model.first_channels=4", "model.growth=2", "optim.update_batch=8
 
 def test_collects_runs_of_a_table(earlybird: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [word for setting in (*SMALL, "weight_net.width=10") for word in ("--set", setting)]
+    words = words_of((*SMALL, "weight_net.width=10"))
     trained = earlybird("train", "cifar100-msdnet-5exits", "--run", run, "--device", "cpu", "--json", *words)
     assert trained.code == 0
     done = earlybird("reproduce", "weight-net", "--from", run, "--json")
@@ -30,6 +39,76 @@ def test_collects_runs_of_a_table(earlybird: Any, tmp_path: Path) -> None:
     )
     assert said in earlybird("reproduce", "weight-net", "--from", run).out
     assert "is of no row of table imagenet" in earlybird("reproduce", "imagenet", "--from", run).err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("cost", "--seeds", 3, "--yes"), "--seeds, --yes have no effect on reproduce cost"),
+        (("cost", "--from", "runs/a"), "--from has no effect on reproduce cost"),
+        (("weight-net", "--from", "runs/a", "--target", "slurm"), "--target has no effect beside --from"),
+        (("weight-net", "--from", "runs/a", "--set", "run.epochs=1", "--data", "x"), "--data, --set have no effect"),
+        (("weight-net", "--data-elsewhere"), "add --yes to train unmeasured"),
+    ],
+)
+def test_options_without_effect_are_refused(earlybird: Any, words: tuple[object, ...], said: str) -> None:
+    refused = earlybird("reproduce", *words)
+    assert (refused.code, refused.out, said in refused.err) == (2, "", True), refused.err
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
+    """reproduce weight-net with nets so small that a forecast takes a moment."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(doctor_forecast, "peak_memory_mb", lambda *_: 1.0)  # processes of their own, unread here
+    return ("reproduce", "weight-net", "--folder", tmp_path, "--device", "cpu", "--steps", 6, *words_of(SMALL))
+
+
+def test_the_forecast_names_rows_images_and_device(earlybird: Any, ask: tuple[object, ...]) -> None:
+    asked = earlybird(*ask)
+    assert asked.code == 1
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in asked.out.splitlines() if "│" in line]
+    assert [row[:4] for row in cells if row[1]] == [["baseline", "1", "1", "72"], [cells[1][0], "6", "1", "72"]]
+    assert "".join(row[0] for row in cells[1:]).replace(" ", "") == "1x10,1x100,1x500,1x1000,2x500,4x500"
+    assert "hours of 1 x cpu, measured here, with 72 training images (the published set has 50,000" in asked.out
+    assert "those of a GPU need the measurement there, by earlybird reproduce weight-net\n" in asked.out
+    assert asked.out.endswith("Nothing was started: --yes starts it.\n")
+    found = earlybird(*ask, "--target", "slurm", "--json").json
+    assert [(row["rows"][0], row["runs"], row["images"]) for row in found["forecast"]] == [
+        ("baseline", 1, 72),
+        ("1x10", 6, 72),
+    ]
+    assert found["device_hours"] == sum(row["device_hours"] for row in found["forecast"])
+
+
+def test_yes_forecasts_trains_what_is_missing_and_prints_the_table(
+    earlybird: Any, ask: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = rows = accuracy_rows("weight-net")
+    run = tmp_path / first.name
+    assert earlybird("train", first.recipe, "--run", run, "--device", "cpu", *words_of(SMALL)).code == 0
+    for row in others:  # the same net by other settings: seven trainings would tell no more
+        shutil.copytree(run, tmp_path / row.name)
+        write_config(resolve(row.recipe, [*row.settings, *SMALL]), tmp_path / row.name / "config.json")
+    done = earlybird(*ask, "--yes", "--json")
+    assert done.code == 0, done.err  # the runs are complete: none is measured or trained again
+    assert [row["runs"] for row in done.json["rows"]] == [[str(tmp_path / row.name)] for row in rows]
+    assert "forecast" not in done.json
+
+    (tmp_path / "1x10" / "summary.json").unlink()
+    monkeypatch.setattr(trials_room, "run_trials", started)
+    stopped = earlybird(*ask, "--yes")
+    assert (stopped.code, "7 runs were started" in stopped.err) == (2, True), stopped.err
+    assert "hours of 1 x cpu, measured here" in stopped.out, "the forecast came before"
+    assert "Nothing was started" not in stopped.out
+
+
+def started(trials: Sequence[Trial], *_: object) -> None:
+    raise ValueError(f"{len(trials)} runs were started")
+
+
+def words_of(settings: Sequence[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def test_unknown_table(earlybird: Any) -> None:
