@@ -78,6 +78,7 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         folder.check(config, options.allow)
         with closing(ProgressBar()) as progress:  # the first look at a large set reads every image's header
             images = open_dataset(config.data, config.seed, progress=progress if ranks.is_first else None)
+        ranks.meet("the first look at the images")
         loader = training_loader(config, images, ranks)
         stack.enter_context(closing(loader))
         total = loader.num_iterations(config.run.epochs)
