@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -64,8 +65,13 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
     """Train `config` in its run folder, from the newest checkpoint there; returns the summary that is written there.
 
     Raises ValueError for input that cannot work, before anything is trained, and FloatingPointError for a loss that
-    is no longer finite: the newest checkpoint is then the last good state.
+    is no longer finite: the newest checkpoint is then the last good state. torchrun's restarts after that raise it too.
     """
+    folder = RunFolder(options.run)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # it restarts whatever its processes ended with
+        summary = folder.read_summary() or {}
+        if summary.get("status") == "diverged":
+            raise FloatingPointError(f"not started again: {summary['reason']}")
     with ExitStack() as stack:
         stack.enter_context(private_files())
         stack.enter_context(closing(Deadline(grace_seconds(config.run.grace), STOP, STOPPED)))
@@ -73,7 +79,6 @@ def run_training(config: Config, options: Options) -> dict[str, Any]:
         record = options.run / "flight-recorder"
         ranks = stack.enter_context(process_group(options.device, record_in=record))
         resolve_precision(config.precision, ranks.device)  # refuses before any image is read
-        folder = RunFolder(options.run)
         config = begun_from(config, folder)
         folder.check(config, options.allow)
         with closing(ProgressBar()) as progress:  # the first look at a large set reads every image's header

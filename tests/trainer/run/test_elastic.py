@@ -123,15 +123,19 @@ def test_again_with_fewer_ranks(
 
 
 def test_nan_on_one_rank_stops_both_before_the_update(start: Start, whole: dict[str, Path], tmp_path: Path) -> None:
-    """In iteration 6; the log step comes after iteration 10, a checkpoint falls due after 8."""
+    """In iteration 6; the log step comes after iteration 10, a checkpoint falls due after 8. The restart by torchrun
+    trains nothing, the next start does."""
     run = tmp_path / "run"
     done = start(run, "nan 1 6", "run.log_every=10", torchrun=("--max-restarts=1",))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert done.stderr.count("earlybird: training diverged") == 2, done.stderr
+    assert "earlybird: not started again: training diverged" in done.stderr
+    assert len(events(run, "start")) == 1
     assert "1 updates were left out, 1 in a row; first on rank 1, iteration 6, exits 1, 2" in done.stderr
     assert re.search(r"images \d+, .*\) after iteration 8", done.stderr), done.stderr
     (row,) = events(run, "not finite")
     assert row["where"].startswith("rank 1, iteration 6, exits 1, 2")
+    assert start(run, "none 0 0").returncode == 0
     # Iteration 8 was not saved, 6 was not touched, and from there all goes on as if nothing had been.
     assert [row["iteration"] for row in events(run, "goes on from")] == [6]
     ours, theirs = tensors_of(run), unbroken(whole, start)

@@ -283,6 +283,23 @@ def test_rollback(earlybird: Any, tmp_path: Path, spoil: Callable[..., list[int]
     assert (outcome.code, "nothing was saved yet" in outcome.err) == (3, True)
 
 
+def test_torchrun_does_not_repeat_what_diverged(
+    earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[..., list[int]]
+) -> None:
+    """Its restart ends at once, with the same code and one line; a start by hand goes on."""
+    run = tmp_path / "run"
+    made, settings = spoil(5), ["checkpoint.every=3steps", "run.log_every=4"]
+    assert earlybird.train(run, *settings).code == 3
+    logged = (run / "log.jsonl").read_bytes()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    outcome = earlybird.train(run, *settings)
+    assert (outcome.code, outcome.err.count("\n")) == (3, 1)
+    assert outcome.err.startswith("earlybird: not started again: training diverged: a gradient is not finite")
+    assert (len(made), (run / "log.jsonl").read_bytes()) == (6, logged)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert earlybird.train(run, *settings).json["status"] == "completed"
+
+
 # --- signs of trouble ---
 
 
