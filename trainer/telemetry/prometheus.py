@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -56,7 +57,7 @@ class TelemetryConfig:
             raise ValueError(f"telemetry.run is {self.run!r}; it names a file: leave out slashes and a leading dot")
         if self.targets and not self.port:
             raise ValueError("telemetry.targets is set, but no endpoint is: choose one with --set telemetry.port=9400")
-        if self.pushgateway and not self.pushgateway.startswith(("http://", "https://")):
+        if self.pushgateway and not _is_url(self.pushgateway):
             raise ValueError(f"telemetry.pushgateway is {self.pushgateway!r}; give a URL, as in http://host:9091")
         if not self.push_every >= 1:
             raise ValueError(f"telemetry.push_every is {self.push_every}; it must be at least 1 second")
@@ -135,6 +136,15 @@ class _Client(BaseHTTPRequestHandler):
     def handle(self) -> None:
         with suppress(OSError):
             super().handle()
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        # A port that is no number, a label of the name that is empty or too long: both are ValueErrors.
+        return parts.scheme in ("http", "https") and bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _tls(config: TelemetryConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from http.client import HTTPException
 
 from prometheus_client import CollectorRegistry, delete_from_gateway, push_to_gateway
 
@@ -30,7 +31,7 @@ class Pusher:
         self._thread.join()
         try:
             delete_from_gateway(self._url, JOB, grouping_key=self._group, timeout=SECONDS_PER_PUSH)
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             logger.warning("%s: the group of rank %s could not be deleted (%s)", self._url, self._group["rank"], error)
 
     def _push_until_ended(self) -> None:
@@ -38,7 +39,7 @@ class Pusher:
             try:
                 push_to_gateway(self._url, JOB, self._registry, grouping_key=self._group, timeout=SECONDS_PER_PUSH)
                 self._warned = False
-            except OSError as error:
+            except (OSError, HTTPException) as error:
                 if not self._warned:
                     logger.warning("%s: metrics could not be pushed (%s)", self._url, error)
                 self._warned = True

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
 
@@ -76,6 +77,34 @@ def test_every_rank_is_a_group_that_goes_with_it(gateway: Gateway, tmp_path: Pat
     pushes = gateway.num_pushes
     time.sleep(1.2)
     assert gateway.num_pushes == pushes
+
+
+@pytest.mark.parametrize("url", ["host:9091", "http://", "http://host:abc", "http://host:99999", "http://a..b:9091"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"telemetry\.pushgateway is .*; give a URL"):
+        TelemetryConfig(pushgateway=url)
+
+
+def test_a_gateway_that_speaks_no_http_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It answers, with something else: http.client's errors are no OSErrors."""
+
+    class Other(StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"220 another protocol\r\n")
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        try:
+            run = telemetry(tmp_path / "run", f"http://127.0.0.1:{server.server_address[1]}")
+            end = time.monotonic() + 30
+            while "metrics could not be pushed" not in caplog.text:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            run.close(status="completed")
+        finally:
+            server.shutdown()
+    assert "could not be deleted (220 another protocol" in caplog.text
 
 
 def test_a_gateway_that_is_gone_costs_a_warning(
