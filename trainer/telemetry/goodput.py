@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 CAUSES = ("start", "compile", "data_wait", "evaluation", "checkpoint", "lost_work", "recovery")
+RESTS = ("completed", "stopped")  # status of an end that was meant
 
 
 class Goodput:
@@ -17,6 +18,8 @@ class Goodput:
     evaluation, checkpoint  as their rows say
     lost_work   training time of iterations that a restart had to do again
     recovery    between the last row of a process and the start of the next
+
+    A run that was completed, or stopped where it should, is no part of the account until somebody starts it again.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -24,6 +27,7 @@ class Goodput:
         self._windows: list[tuple[int, float]] = []  # (iteration at its end, productive seconds)
         self._lost = 0.0
         self._last_time: float | None = None
+        self._rests = False  # by its own word nothing is left to do
         self._starting_since: float | None = None
         self._first: tuple[float, int] | None = None  # seconds and iterations of this process's first window
         for row in rows:
@@ -50,11 +54,11 @@ class Goodput:
             self.badput["evaluation" if event == "eval" else "checkpoint"] += row.get("seconds") or 0.0
             if self._starting_since is not None:  # an evaluation before the first iteration is not part of the start
                 self._starting_since += row.get("seconds") or 0.0
-        self._last_time = row["time"]
+        self._last_time, self._rests = row["time"], event == "end" and row.get("status") in RESTS
 
     def _start(self, row: Mapping[str, Any]) -> None:
         began = row.get("process_began", row["time"])
-        if self._last_time is not None:
+        if self._last_time is not None and not self._rests:
             self.badput["recovery"] += max(0.0, began - self._last_time)
         redone = sum(seconds for iteration, seconds in self._windows if iteration > row["iteration"])
         self.badput["lost_work"] += redone

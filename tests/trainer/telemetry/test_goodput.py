@@ -66,6 +66,15 @@ def test_a_clock_that_is_behind_counts_no_second_twice() -> None:
     assert (account.badput["recovery"], account.badput["start"]) == (0, 10 + 12)
 
 
+@pytest.mark.parametrize(("status", "recovery"), [("stopped", 0), ("completed", 0), ("preempted", 60), ("failed", 60)])
+def test_a_run_that_rests_does_not_recover(status: str, recovery: float) -> None:
+    end = {"event": "end", "time": 40, "iteration": 10, "status": status}
+    account = Goodput([_start(5, 0, began=0), _train(40, 10, 20.0), end, _start(102, 10, began=100)])
+    account.follow(_train(130, 20, 20.0))
+    assert account.badput["recovery"] == recovery
+    assert account.productive_seconds + sum(account.badput.values()) == 130 - 60 + recovery
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1), st.booleans()), min_size=1, max_size=20))
 def test_the_account_never_loses_or_invents_time(windows: list[tuple[float, float, bool]]) -> None:
