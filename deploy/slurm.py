@@ -91,7 +91,11 @@ class SlurmTarget:
             raise ValueError(f"job {record.id} is not there to cancel: it is {state}")
         # Elements of an array that wait hear no signal: they are cancelled before those that run are told.
         called(["scancel", "--state=PENDING", record.id], remedy=_REMEDY)
-        called(["scancel", "--batch", "--signal=TERM", "--quiet", record.id], remedy=_REMEDY)
+        try:
+            called(["scancel", "--batch", "--signal=TERM", "--quiet", record.id], remedy=_REMEDY)
+        except ValueError:  # nothing of it ran
+            if self.standing(record).state not in ENDED:
+                raise
 
 
 def _partitions(said: str) -> tuple[dict[str, list[tuple[int, int]]], str]:

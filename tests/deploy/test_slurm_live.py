@@ -168,6 +168,25 @@ def test_one_job_through_preemption_a_dead_node_and_a_cancel(user: User) -> None
     assert (nothing.code, nothing.err.count("\n")) == (2, 1)
 
 
+def test_a_preemption_while_data_is_copied(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for its nodes again, as a run that trains does. cp stands for one of a large set."""
+    programs, run, site = user.home / "programs", "copied", user.home / "staged.toml"
+    programs.mkdir()
+    (programs / "cp").write_text(f"#!/bin/sh\ntouch {user.home}/copies\nexec sleep 90\n")
+    (programs / "cp").chmod(0o755)
+    site.write_text(f'[slurm]\nstaging = "{user.home}/disk"\n')
+    monkeypatch.setitem(user.cluster.environment, "PATH", f"{programs}:{user.cluster.environment['PATH']}")
+    data = ("--data", user.home, "--data-elsewhere", "--site", site)
+    assert user("submit", "demo", "--target", "slurm", "--nodes", 2, "--run-folder", run, *data).code == 0
+    job = user("status", run, "--json").json["job"]["id"]
+    wait_until((user.home / "copies").exists, 60, lambda: user.told(run))
+    options = ("--partition=high", "--nodes=2", "--gres=gpu:2", "--output=/dev/null")
+    assert user.cluster.asks("sbatch", *options, stdin="#!/bin/bash\nsleep 1\n")
+    wait_until(lambda: user.cluster.field(job, "JobState") == "PENDING", 60, lambda: user.told(run))
+    assert user.cluster.field(job, "Restarts") == "1"
+    assert user("cancel", run).code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
