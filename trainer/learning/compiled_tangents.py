@@ -49,4 +49,6 @@ class CompiledTangents:
             return pushforward(self.module, images, *named)
 
         logger.info("precision.compile: the first meta step compiles its tangent pass, minutes the first time")
-        return torch.compile(make_fx(pushed, tracing_mode="fake")(*given), fullgraph=True, dynamic=False)
+        # The net's running statistics, where it normalises by them, stay the graph's own attributes: read, not copied.
+        traced = make_fx(pushed, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
+        return torch.compile(traced, fullgraph=True, dynamic=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,13 @@ CASES: dict[str, dict[str, Any]] = {
     "exact-mat": {},
     "exact-row-nesterov": {"centre": "row", "nesterov": True},
     "exact-col-accumulated": {"centre": "col", "accumulation": 2},
+    "exact-mat-accumulated": {"accumulation": 4},
+    "channels-last": {"channels_last": True},
+    "compiled": {"compile": True, "channels_last": True, "accumulation": 2},
     "online": {"schedule": "online", "nesterov": True},
     "double-backward": {"form": "double_backward"},
     "batch-statistics": {"batch_norm": "batch"},
+    "double-backward-batch-statistics": {"form": "double_backward", "batch_norm": "batch"},
     "bf16": {"dtype": "bf16"},
     "unread": {"net": UNREAD},
     "unread-accumulated": {"net": UNREAD, "accumulation": 2},
@@ -58,6 +63,7 @@ def share(rank: int, world_size: int, iteration: int) -> Batch:
 
 
 def main(folder: Path) -> None:
+    torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]  # all but code
     with process_group("cpu") as ranks:
         for name, case in CASES.items():
             model = dataclasses.replace(case.get("net", NET), batch_norm=case.get("batch_norm", "running"))
@@ -74,11 +80,17 @@ def main(folder: Path) -> None:
                 sample_weights=SampleWeightsConfig(epsilon=0.8, centre=case.get("centre", "mat")),
                 weight_net=WeightNetConfig(width=10),
                 meta=MetaConfig(form=case.get("form", "exact"), schedule=case.get("schedule", "paper"), lr=1e-2),
-                precision=PrecisionConfig(dtype=case.get("dtype", "float64")),
+                precision=PrecisionConfig(
+                    dtype=case.get("dtype", "float64"),
+                    channels_last="on" if case.get("channels_last") else "off",
+                    compile=case.get("compile", False),
+                ),
             )
             state = build_state(config, 10, Progress(0, 10), ranks)
             for iteration in range(ITERATIONS):
                 batch = state.network.seen(share(ranks.rank, ranks.world_size, iteration))
+                images = batch.images.contiguous(memory_format=state.network.precision.memory_format)
+                batch = dataclasses.replace(batch, images=images) if images.dim() == 4 else batch
                 for a, b in batch.crossed_halves():
                     forward = HalfForward(state.network, a, record=True)
                     meta_step(state, forward, b)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "case",
     [
         *("exact-mat", "exact-row-nesterov", "exact-col-accumulated", "online", "double-backward"),
+        *("exact-mat-accumulated", "channels-last", "compiled"),
         *("unread", "unread-accumulated"),  # parameters that no exit reads
         *("imta-pretrain", "imta-finetune"),
     ],
 )
 def test_two_ranks_are_one(folder: Path, case: str) -> None:
     one, two = (np.load(folder / f"{case}-0-of-{world}.npz") for world in (1, 2))
-    assert set(one.files) == set(two.files)
+    _assert_alike(one, two)
+
+
+@pytest.mark.parametrize("case", ["exact-mat-accumulated", "channels-last", "double-backward"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_exact_is_double_backward_over_ranks(folder: Path, case: str, world: int) -> None:
+    _assert_alike(*(np.load(folder / f"{name}-0-of-{world}.npz") for name in ("exact-mat", case)))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_exact_is_double_backward_with_the_ranks_own_statistics(folder: Path, world: int) -> None:
+    names = ("batch-statistics", "double-backward-batch-statistics")
+    _assert_alike(*(np.load(folder / f"{name}-0-of-{world}.npz") for name in names))
+
+
+def _assert_alike(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> None:
+    """Every group of tensors but for rounding."""
+    assert set(one) == set(two)
     for group in ("model.", "optimizer.", "weight_net.", "weight_net_optimizer."):
-        names = [name for name in one.files if name.startswith(group)]
+        names = [name for name in one if name.startswith(group)]
         assert names
         theirs = np.concatenate([one[name].ravel() for name in names])
         ours = np.concatenate([two[name].ravel() for name in names])
