@@ -31,6 +31,7 @@ from trainer.cli_sweep import show_comparison, sweep
 from trainer.cli_tune import tune
 from trainer.cli_watch import watch
 from trainer.settings import with_data, with_origin
+from trainer.telemetry.jsonl import to_json
 
 # Rooms are imported inside the commands: torch alone takes seconds, and --help needs none of it.
 
@@ -114,7 +115,7 @@ def train(
         summary = run_training(config, Options(folder, max_steps, device, tuple(allow or ())))
     if os.environ.get("RANK", "0") == "0":
         if as_json:
-            print(json.dumps(summary))
+            print(to_json(summary))
         else:
             scores = " ".join(f"{row['top1']:.2f}" for row in summary["exits"])
             print(
@@ -145,7 +146,7 @@ def evaluate(
     RunFolder(run).write_evaluation(result)
     page = write_report(run, result)
     if as_json:
-        print(json.dumps({key: result[key] for key in ("split", "anytime", "budgeted", "per_class", "shots")}))
+        print(to_json({key: result[key] for key in ("split", "anytime", "budgeted", "per_class", "shots")}))
         return
     console = Console()
     table = Table("exit", "top-1 %", "top-5 %", "loss", "images", title=f"Anytime, {split}", title_justify="left")

@@ -12,6 +12,7 @@ from typing import Any
 from trainer.config import Config, read_config, write_config
 from trainer.run.checkpoint import step_folders
 from trainer.settings import nearest, setting_names
+from trainer.telemetry.jsonl import to_json
 
 # What may differ between a run and its continuation: where the data lies and what reads it (decoders differ in the
 # rounding of a pixel), what is logged and when it is saved. All else makes it another run.
@@ -130,7 +131,7 @@ class RunFolder:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Into `path`, whole or not at all."""
+    """Into `path`, whole or not at all; what is not finite becomes null."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    temporary.write_text(to_json(values, indent=1) + "\n")
     temporary.replace(path)

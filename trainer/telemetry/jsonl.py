@@ -1,4 +1,4 @@
-"""The run's log: one JSON object a line, appended and flushed, readable after any crash."""
+"""JSON that any program reads, and the run's log: one object a line, appended and flushed, readable after any crash."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON has no NaN and no infinity, which Python writes all the same: they become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 class JsonLog:
@@ -86,7 +91,6 @@ def _ends_torn(path: Path) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

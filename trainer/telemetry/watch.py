@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from trainer.telemetry.jsonl import to_json
 from trainer.telemetry.scrape import Scrape, scrape
 from trainer.telemetry.targets import read_address
 
@@ -80,7 +81,7 @@ def watch(
     try:
         if as_json or once or not console.is_terminal:
             for seen in _scrapes(watched, target, every, once):
-                print(json.dumps(seen.as_row()) if as_json else line(seen), file=out, flush=True)
+                print(to_json(seen.as_row()) if as_json else line(seen), file=out, flush=True)
         else:
             with Live(console=console, auto_refresh=False) as live:
                 for seen in _scrapes(watched, target, every, once):

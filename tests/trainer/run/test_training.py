@@ -20,7 +20,7 @@ from dataloading.config import DataConfig
 from dataloading.datasets.open import open_dataset
 from dataloading.stream import Stream
 from trainer.config import read_config
-from trainer.evaluation.anytime import anytime
+from trainer.evaluation.anytime import anytime, anytime_rows
 from trainer.run.checkpoint import load_latest
 from trainer.run.training import Training
 from trainer.run.trials import is_complete
@@ -232,6 +232,28 @@ def test_the_summary_is_of_the_last_start(earlybird: Any, tmp_path: Path, monkey
     assert earlybird.train(run, more=["--allow", "optim.base_lr"]).code == 2
     assert seen == [False] * 5
     assert summary() == ["failed", 8, "the reader broke", False]
+
+
+def test_a_loss_that_is_no_number_is_null(
+    earlybird: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In what is printed, in the summary, the evaluation and the log; the report has a dash for it."""
+    run = tmp_path / "run"
+    monkeypatch.setattr("trainer.run.validation.anytime", _without_a_loss(anytime))
+    monkeypatch.setattr("trainer.evaluation.command.anytime_rows", _without_a_loss(anytime_rows))
+    trained = earlybird.train(run, data=image_folder, more=["--max-steps", 1])
+    evaluated = earlybird("evaluate", run, "--device", "cpu", "--json")
+    assert evaluated.code == 0, evaluated.err
+    files = [(run / name).read_text() for name in ("summary.json", "evaluation.json")]
+    told = [json.loads(text, parse_constant=pytest.fail) for text in (trained.out, evaluated.out, *files)]
+    scores = [answer.get("exits") or answer["anytime"] for answer in told]
+    assert [row["loss"] for rows in scores for row in rows] == [None] * 8
+    assert earlybird("report", run).code == 0
+    assert "<td>-</td>" in (run / "report.html").read_text()
+
+
+def _without_a_loss(score: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: [{**row, "loss": float("nan")} for row in score(*arguments)]
 
 
 def test_two_ranks_train_as_one(earlybird: Any, tmp_path: Path) -> None:

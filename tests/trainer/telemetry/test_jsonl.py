@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.telemetry.jsonl import JsonLog, read_log, read_rows
+from trainer.telemetry.jsonl import JsonLog, read_log, read_rows, to_json
 
 
 def _write(path: Path, *rows: tuple[str, int]) -> None:
@@ -46,6 +47,16 @@ def test_restarts_keep_only_what_still_holds(tmp_path: Path) -> None:
         *[("start", 10), ("train", 20)],
         *[("start", 20), ("train", 30)],
     ]
+
+
+def test_what_is_not_finite_is_null() -> None:
+    values = {"loss": [float("nan"), 1.5], "best": (float("inf"), {"left": -float("inf")}), "number": 3, "name": "NaN"}
+    assert json.loads(to_json(values), parse_constant=pytest.fail) == {
+        "loss": [None, 1.5],
+        "best": [None, {"left": None}],
+        "number": 3,
+        "name": "NaN",
+    }
 
 
 def test_a_full_disk_costs_a_line_and_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -80,6 +80,12 @@ def test_one_look(run: Telemetry, tmp_path: Path, earlybird: Any) -> None:
     ]
 
 
+def test_a_number_that_is_none_is_null(run: Telemetry, earlybird: Any) -> None:
+    run.train(ROW | {"meta_loss": float("nan")})
+    looked = earlybird("watch", f"http://{run.target}", "--once", "--json")
+    assert json.loads(looked.out, parse_constant=pytest.fail)["meta_loss"] is None
+
+
 def test_the_page_of_a_terminal(run: Telemetry) -> None:
     url = f"http://{run.target}/metrics"
     empty = shown(drawn(scrape(url), [0.0]))
