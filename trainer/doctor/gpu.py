@@ -116,5 +116,5 @@ def jpeg_unit() -> Finding:
             library.nvjpegDestroy(handle)
     if status != 0 or engines.value == 0:
         return Finding("JPEG unit", "pass", "this GPU has none: its cores decode (data.decode=auto tries the CPU too)")
-    said = f"{engines.value} engines of {cores.value} cores; data.hardware_decoder_load sets their share"
+    said = f"{engines.value} engines of {cores.value} cores; data.hardware_decoder_load (0 by default) sets their share"
     return Finding("JPEG unit", "pass", said, values={"engines": engines.value, "cores": cores.value})
