@@ -16,7 +16,12 @@ from trainer.settings import with_data
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of L2W-DEN, MSDNet or RANet.")],
     recipe: Annotated[str, typer.Option(metavar="RECIPE", help="The recipe of the net that it holds.")],
-    run: Annotated[Path, typer.Option("--run", "--run-folder", metavar="FOLDER", help="Run folder to write.")],
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", "--run-folder", metavar="FOLDER", help="Run folder to write; default runs/RECIPE-imported."
+        ),
+    ] = None,
     data: Annotated[
         str, typer.Option(metavar="PATH", help="The images it was trained on: names the classes, and scores it later.")
     ] = "",
@@ -30,6 +35,7 @@ def import_checkpoint(
     from trainer.telemetry.progress_bar import ProgressBar
 
     config = resolve(recipe, with_data(data, settings))
+    run = run or Path("runs") / f"{recipe}-imported"
     classes: tuple[str, ...] = ()
     fingerprint = None
     if data:

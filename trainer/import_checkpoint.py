@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from torch import Tensor
 from trainer.config import Config, to_dict
 from trainer.models.authors_names import authors_names, from_authors
 from trainer.models.build import build_model
+from trainer.models.config import MOST
 from trainer.run.checkpoint import snapshot, step_folders, write_checkpoint
 from trainer.run.folder import RunFolder, private_files
 from trainer.run.snapshot import load_model
 
 _SOURCES = "a net of L2W-DEN, MSDNet or RANet"
+_KEYS = ("state_dict", "model")
+_COUNTER = ".num_batches_tracked"
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # Plain numbers that training programs save beside the weights (a best accuracy, a flag). These build no more than that.
 _NUMBERS: list[Any] = [
@@ -39,7 +44,8 @@ def import_checkpoint(
     config       whose net it is
     classes      names in the order of the net's classes; without them the classes are named by their numbers
     fingerprint  of the images that `classes` come from; None: any images with as many classes may score the net
-    Raises ValueError where the file holds anything but plain values, is of another net, or `run` holds a run already.
+    Raises ValueError where the file holds anything but plain values, several nets that none of its keys tells apart,
+    another net or weights that are none, or `run` holds a run already.
     """
     folder = RunFolder(run)
     if folder.config_file.is_file() or step_folders(run / "checkpoints"):
@@ -47,13 +53,14 @@ def import_checkpoint(
     if config.model.imta == "finetune":
         raise ValueError(f"{config.recipe} has collaborating exits, of which nothing was published; import {_SOURCES}")
     key, state = find_state(read_plain(file), config, file)
-    num_classes = len(state["classifiers.0.linear.bias"])
+    num_classes = _num_classes(state, file)
     if config.model.num_classes not in (0, num_classes):
         raise ValueError(f"{file} has {num_classes} classes, and model.num_classes is {config.model.num_classes}")
     if classes and len(classes) != num_classes:
         raise ValueError(f"{file} has {num_classes} classes, and the images have {len(classes)}; give its own --data")
     tensors = {f"model.{name}": value for name, value in state.items()}
     load_model(build_model(config.model, num_classes).to(state["classifiers.0.linear.bias"].dtype), tensors)
+    _check_finite(state, config, file)  # only now: a tensor of another shape may be too large to look at
     names = list(classes) or [str(label) for label in range(num_classes)]
     meta = {"config": to_dict(config), "data_fingerprint": fingerprint, "classes": names, "imported": file.name}
     with private_files():
@@ -86,35 +93,80 @@ def read_plain(file: Path) -> Any:
 
 
 def find_state(content: Any, config: Config, file: Path) -> tuple[str, dict[str, Tensor]]:
-    """(key it stood under, our state dict) of the net in a file's content; ValueError where none there is its state.
+    """(key it stood under, our state dict) of the net in a file's content; ValueError where none there is its state, or
+    its tensors are no dense weights.
 
-    Names may have any prefix that is the same for all: `module.` of DataParallel, `net.`, `model.module.`. Entries that
-    count batches, which older programs did not save, are 0 then.
+    Of several nets that one is taken whose key is state_dict or model, else ends so, the outermost of these; a moving
+    average (ema) only where there is nothing else. Names may have any prefix that is the same for all: `module.` of
+    DataParallel, `net.`, `model.module.`. Entries that count batches, which older programs did not save, are 0 then.
     """
     theirs = authors_names(config.model)
     anchor = theirs["classifiers.0.linear.weight"]
-    for key, state in _states(content):
-        prefixes = [name.removesuffix(anchor) for name in state if name.endswith(anchor)]
-        if not prefixes:
+    nets = [(key, state) for key, state in _states(content) if any(name.endswith(anchor) for name in state)]
+    if not nets:
+        raise ValueError(f"{file} holds no state dict with an entry {anchor}: it is not {_SOURCES}")
+    best = min(_rank(key) for key, _ in nets)
+    chosen = [(key, state) for key, state in nets if _rank(key) == best]
+    if len(chosen) > 1:
+        keys = " and ".join(".".join(key) for key, _ in chosen)
+        raise ValueError(f"{file} holds several nets, under {keys}; save the one to import in a file of its own")
+    key, state = chosen[0]
+    prefix = min((name.removesuffix(anchor) for name in state if name.endswith(anchor)), key=len)
+    plain = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not any(name.endswith(_COUNTER) for name in plain):
+        plain |= {name: torch.zeros((), dtype=torch.int64) for name in theirs.values() if name.endswith(_COUNTER)}
+    try:
+        found = from_authors(config.model, plain)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error} (--recipe {config.recipe})") from error
+    for ours, value in found.items():
+        _check_dense(value, f"{file}: {prefix}{theirs[ours]}", counts=ours.endswith(_COUNTER))
+    return ".".join(key), found
+
+
+def _states(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """(keys on the way, entries) of every mapping of names to tensors, outermost first, each once: a mapping may hold
+    itself."""
+    waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
+    seen: set[int] = set()
+    while waiting:
+        key, held = waiting.popleft()
+        if not isinstance(held, Mapping) or id(held) in seen:
             continue
-        prefix = min(prefixes, key=len)
-        plain = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if not any(name.endswith(".num_batches_tracked") for name in plain):
-            counters = [name for name in theirs.values() if name.endswith(".num_batches_tracked")]
-            plain |= {name: torch.zeros((), dtype=torch.int64) for name in counters}
-        try:
-            return key, from_authors(config.model, plain)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error} (--recipe {config.recipe})") from error
-    raise ValueError(f"{file} holds no state dict with an entry {anchor}: it is not {_SOURCES}")
+        seen.add(id(held))
+        tensors = {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        if tensors:
+            yield key, tensors
+        waiting += (((*key, str(name)), value) for name, value in held.items())
 
 
-def _states(content: Any, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping of names to tensors, outermost first."""
-    if not isinstance(content, Mapping):
-        return
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if tensors:
-        yield key, tensors
-    for name, value in content.items():
-        yield from _states(value, f"{key}.{name}" if key else str(name))
+def _rank(key: tuple[str, ...]) -> tuple[bool, int, int]:
+    """Of the key that a net stands under: the lower, the more it is the one to import."""
+    last = key[-1] if key else "state_dict"
+    averaged = any("ema" in part.lower() for part in key)
+    return averaged, 0 if last in _KEYS else 1 if last.endswith(_KEYS) else 2, len(key)
+
+
+def _check_dense(value: Tensor, name: str, *, counts: bool) -> None:
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
+        raise ValueError(f"{name} is no dense tensor of numbers; save the net's state_dict with plain tensors")
+    if not counts and value.dtype not in _DTYPES:
+        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _DTYPES)
+        raise ValueError(f"{name} is {str(value.dtype).removeprefix('torch.')}; weights must be one of {kinds}")
+
+
+def _check_finite(state: Mapping[str, Tensor], config: Config, file: Path) -> None:
+    for ours, value in state.items():
+        if not value.isfinite().all():
+            name = authors_names(config.model)[ours]
+            raise ValueError(f"{file}: {name} holds values that are not finite: the net diverged; import another one")
+
+
+def _num_classes(state: Mapping[str, Tensor], file: Path) -> int:
+    bias = state["classifiers.0.linear.bias"]
+    if bias.ndim != 1 or not 0 < len(bias) <= MOST["num_classes"]:
+        raise ValueError(
+            f"{file}: the first classifier's bias has shape {tuple(bias.shape)}; it must hold one number a class, at "
+            f"least 1 and at most {MOST['num_classes']:,}"
+        )
+    return len(bias)

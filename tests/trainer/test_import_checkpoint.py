@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.config import Config, read_config, to_dict
+from trainer.config import Config, read_config, resolve, to_dict
 from trainer.evaluation.trained_net import read_trained_net
-from trainer.import_checkpoint import import_checkpoint
+from trainer.import_checkpoint import find_state, import_checkpoint, read_plain
 from trainer.learning.precision import PrecisionConfig
 from trainer.models.authors_names import model_config_from_authors_options, to_authors
 from trainer.models.build import build_model
@@ -133,6 +135,83 @@ def test_files_that_do_not_fit(tmp_path: Path, content: Any, said: str) -> None:
         import_checkpoint(file, Config("small", _SMALL), tmp_path / "run", ("ant", "bee", "cat"))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def _altered(name: str, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    state = _published(_SMALL)
+    return state | {name: change(state[name])}
+
+
+_WEIGHT, _BIAS = "classifier.1.linear.weight", "classifier.0.linear.bias"
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (_altered(_WEIGHT, lambda weight: weight.to_sparse()), f"{_WEIGHT} is no dense tensor"),
+        (_altered(_WEIGHT, lambda weight: weight.to("meta")), f"{_WEIGHT} is no dense tensor"),
+        (
+            _altered(_WEIGHT, lambda weight: weight.to(torch.int32)),
+            f"{_WEIGHT} is int32; weights must be one of float32",
+        ),
+        (_altered(_WEIGHT, lambda weight: weight.to(torch.complex64)), f"{_WEIGHT} is complex64"),
+        (_altered(_WEIGHT, lambda weight: weight.fill_(torch.nan)), f"{_WEIGHT} holds values that are not finite"),
+        (_altered("blocks.0.0.layers.0.net.1.running_var", lambda v: v.fill_(torch.inf)), "running_var holds values"),
+        (_altered(_BIAS, lambda bias: bias.sum()), "bias has shape (); it must hold one number a class"),
+        (_altered(_BIAS, lambda bias: bias[:1].expand(2**40)), "bias has shape (1099511627776,)"),
+        (_altered(_BIAS, lambda bias: bias[:0]), "bias has shape (0,)"),
+    ],
+)
+def test_tensors_that_are_no_weights(tmp_path: Path, state: dict[str, Tensor], said: str) -> None:
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=re.escape(said)) as refused:
+        import_checkpoint(tmp_path / "file.pth", Config("small", _SMALL), tmp_path / "run")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_holds_itself(tmp_path: Path) -> None:
+    held: dict[str, Any] = {"state_dict": _published(_SMALL)}
+    held["again"] = {"held": held}
+    file = tmp_path / "file.pth"
+    torch.save(held, file)
+    assert import_checkpoint(file, Config("small", _SMALL), tmp_path / "run")["key"] == "state_dict"
+    held["state_dict"] = {}
+    torch.save(held, file)
+    with pytest.raises(ValueError, match="holds no state dict"):
+        import_checkpoint(file, Config("small", _SMALL), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("keys", "chosen"),
+    [
+        (["ema", "state_dict"], "state_dict"),
+        (["ema_state_dict", "net"], "net"),
+        (["best", "model"], "model"),
+        (["average", "final_model"], "final_model"),
+        (["ema"], "ema"),
+        (["first", "second"], None),
+        (["state_dict", "model"], None),
+    ],
+)
+def test_of_several_nets_the_one_to_import(tmp_path: Path, keys: list[str], chosen: str | None) -> None:
+    torch.save({key: _published(_SMALL) for key in keys}, tmp_path / "file.pth")
+    content, config = read_plain(tmp_path / "file.pth"), Config("small", _SMALL)
+    if chosen is not None:
+        assert find_state(content, config, tmp_path / "file.pth")[0] == chosen
+        return
+    with pytest.raises(ValueError, match=f"holds several nets, under {keys[0]} and {keys[1]}; save the one"):
+        find_state(content, config, tmp_path / "file.pth")
+
+
+def test_the_default_run_folder(earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = "cifar10-msdnet-5exits"
+    torch.save(_published(resolve(recipe, []).model), tmp_path / "file.pth")
+    done = earlybird("import-checkpoint", "file.pth", "--recipe", recipe)
+    assert done.code == 0, done.err
+    assert load_latest(tmp_path / "runs" / f"{recipe}-imported") is not None
+    assert f"Next: earlybird evaluate runs/{recipe}-imported" in done.out
 
 
 def test_what_was_imported_says_so(tmp_path: Path) -> None:
