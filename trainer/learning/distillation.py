@@ -1,7 +1,8 @@
 """One-for-all distillation: exits 1..K-1 learn from the phase-1 net's last exit too (METHOD: IMTA, phase 2).
 
 loss_ik = (1 - gamma) * cross-entropy_ik + gamma * T^2 * KL(softmax(teacher_i / T) || softmax(logits_ik / T)) / C;
-the last exit's is its cross-entropy. KL is a mean over classes too, as in the authors' program: hence the C.
+the last exit's is its cross-entropy. KL is KL(teacher || exit), as torch's kl_div and the authors' program take it,
+averaged over batch and classes: hence the C.
 """
 
 from __future__ import annotations
