@@ -25,7 +25,7 @@ from trainer.benchmark.iteration import fresh_state, random_batch
 from trainer.config import Config
 from trainer.learning.state import TrainState
 from trainer.recipes.catalogue import classes_of
-from trainer.run.loop import Hooks, train
+from trainer.run.loop import Hooks, run_loop
 from trainer.run.signals import Requests
 from trainer.telemetry.prometheus import Exporter, RunRegistry, TelemetryConfig
 from trainer.telemetry.telemetry import Telemetry
@@ -101,7 +101,7 @@ def benchmark_exporter(
         def block(iterations: int) -> tuple[float, float]:
             """(wall, processor) seconds of so many iterations."""
             wall, processor = time.perf_counter(), time.process_time()
-            train(state, loader, hooks, requests, state.progress.iteration + iterations)
+            run_loop(state, loader, hooks, requests, state.progress.iteration + iterations)
             return time.perf_counter() - wall, time.process_time() - processor
 
         interval = config.meta.interval if config.sample_weights.enabled else 1  # one iteration of it takes longer

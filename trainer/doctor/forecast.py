@@ -25,7 +25,7 @@ from trainer.learning.precision import resolve_precision
 from trainer.learning.state import Progress, TrainState
 from trainer.run.build import build_net, build_state, scoring_loader, training_loader
 from trainer.run.distributed import Ranks
-from trainer.run.loop import Hooks, train
+from trainer.run.loop import Hooks, run_loop
 from trainer.run.signals import Requests
 from trainer.telemetry.window import Reading
 
@@ -169,7 +169,7 @@ def _measure(config: Config, images: ImageSet, ranks: Ranks, steps: int) -> tupl
 
     hooks = Hooks(log, trained, lambda epoch, stop, save: stop)
     with closing(loader), closing(Requests()) as requests:
-        if not train(state, loader, hooks, requests, warm_up + steps):
+        if not run_loop(state, loader, hooks, requests, warm_up + steps):
             raise KeyboardInterrupt
     peak = peak_bytes(ranks.device, config.precision.cuda_graphs) if ranks.device.type == "cuda" else None
     return readings[warm_up:], peak

@@ -27,15 +27,15 @@ class Hooks:
     between: Callable[[int | None, bool, bool], bool]
 
 
-def train(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Requests, last: int) -> bool:
+def run_loop(state: TrainState, loader: TrainLoader, hooks: Hooks, requests: Requests, last: int) -> bool:
     """Run iterations state.progress.iteration to last - 1; False where a signal ended it early, after saving."""
     progress, log_every, precision = state.progress, state.config.run.log_every, state.network.precision
     window = Window(state.network.module.num_exits, state.network.precision.device)
-    with iterating(state) as iteration:
+    with iterating(state) as run_iteration:
         for loaded in window.fetched(loader.batches(progress.iteration, last)):
             batch = loaded.normalized(precision.image_dtype, precision.memory_format)
             # Each half trains the backbone once and, where it is due, judges the other's weights.
-            steps = iteration(state, batch, window.meta_clock)
+            steps = run_iteration(state, batch, window.meta_clock)
             for (half, _), step in zip(batch.crossed_halves(), steps, strict=True):
                 window.add(step, len(half))
                 state.guard.saw(progress.iteration, half.ids, step.trained["losses"])

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from trainer.learning.meta_gradient import meta_step
-from trainer.run.loop import train
+from trainer.run.loop import run_loop
 from trainer.run.saver import Saver
 from trainer.run.validation import Validator
 from trainer.telemetry.window import Window
 
 PHASES: dict[Callable[..., Any], str] = {
     Window.fetched: "data",
-    train: "train",
+    run_loop: "train",
     meta_step: "meta",
     Window.read: "log",
     Validator.evaluate: "evaluation",

@@ -28,7 +28,7 @@ from trainer.run.checkpoint import snapshot as copied
 from trainer.run.distributed import Ranks
 from trainer.run.health import STRAGGLER_TIMES, USUAL, HealthConfig, Signs, straggler_scores
 from trainer.run.ledger import read_ledger, unequal
-from trainer.run.loop import Hooks, train
+from trainer.run.loop import Hooks, run_loop
 from trainer.telemetry.jsonl import read_rows
 from trainer.telemetry.window import Own, Reading
 
@@ -84,7 +84,7 @@ def batches(number: int, spoil: Callable[[int, torch.Tensor], None]) -> Fixed:
 
 def run(state: TrainState, loader: Fixed, last: int) -> TrainState:
     hooks = Hooks(lambda *_: None, lambda _: None, lambda *_: False)
-    train(state, loader, hooks, Silent(), last)  # type: ignore[arg-type]
+    run_loop(state, loader, hooks, Silent(), last)  # type: ignore[arg-type]
     return state
 
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from trainer.run.checkpoint import load_latest
+from trainer.run.iterations import Iterations
 from trainer.run.status import _state, run_status, weights_sha256
-from trainer.run.training import Training
 from trainer.telemetry.goodput import Goodput
 from trainer.telemetry.jsonl import read_rows
 
@@ -136,16 +136,16 @@ def test_images_between_the_last_log_step_and_a_crash_count(
     earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logged after iteration 4, saved after 6, failed after 7: 5 and 6 are in no row of the log."""
-    run, between = tmp_path / "run", Training.between
+    run, between = tmp_path / "run", Iterations.between
 
-    def failing(training: Training, *arguments: Any) -> bool:
-        if training.state.progress.iteration == 7:
+    def failing(iterations: Iterations, *arguments: Any) -> bool:
+        if iterations.state.progress.iteration == 7:
             raise ValueError("the reader broke")
-        return between(training, *arguments)
+        return between(iterations, *arguments)
 
     settings = ["checkpoint.every=3steps", "run.log_every=4"]
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "between", failing)
+        patch.setattr(Iterations, "between", failing)
         assert earlybird.train(run, *settings).code == 2
     assert earlybird.train(run, *settings).code == 0
     seen = run_status(run)

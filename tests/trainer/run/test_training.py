@@ -22,7 +22,7 @@ from dataloading.stream import Stream
 from trainer.config import read_config
 from trainer.evaluation.anytime import anytime, anytime_rows
 from trainer.run.checkpoint import load_latest
-from trainer.run.training import Training
+from trainer.run.iterations import Iterations
 from trainer.run.trials import is_complete
 from trainer.settings import setting_names
 from trainer.telemetry.jsonl import read_rows
@@ -140,13 +140,13 @@ def test_a_scrape_while_it_trains(
 def test_every_iteration_is_a_sign_of_life(earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The alert on earlybird_last_step_timestamp_seconds knows no log step: the time moves between two of them."""
     seen: list[float] = []
-    between = Training.between
+    between = Iterations.between
 
-    def noted(training: Training, *arguments: Any) -> bool:
-        seen.append(training.telemetry.metrics.read()["last_step_timestamp_seconds"][()])  # type: ignore[index]
-        return between(training, *arguments)
+    def noted(iterations: Iterations, *arguments: Any) -> bool:
+        seen.append(iterations.telemetry.metrics.read()["last_step_timestamp_seconds"][()])  # type: ignore[index]
+        return between(iterations, *arguments)
 
-    monkeypatch.setattr(Training, "between", noted)
+    monkeypatch.setattr(Iterations, "between", noted)
     assert earlybird.train(tmp_path / "run", "run.log_every=1000").code == 0
     assert len(seen) == len(set(seen)) == 9
     assert seen == sorted(seen)
@@ -212,13 +212,13 @@ def test_a_stopped_run_is_not_trained_further_than_asked(earlybird: Any, tmp_pat
 def test_the_summary_is_of_the_last_start(earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a later start trains there is none; one that diverges or fails says so in the place of the one before."""
     run, seen = tmp_path / "run", []
-    between = Training.between
+    between = Iterations.between
 
-    def looked(training: Training, *arguments: Any) -> bool:
+    def looked(iterations: Iterations, *arguments: Any) -> bool:
         seen.append((run / "summary.json").exists())
-        if training.state.progress.iteration == 8:
+        if iterations.state.progress.iteration == 8:
             raise ValueError("the reader broke")
-        return between(training, *arguments)
+        return between(iterations, *arguments)
 
     def summary() -> list[Any]:
         kept = json.loads((run / "summary.json").read_text())
@@ -228,7 +228,7 @@ def test_the_summary_is_of_the_last_start(earlybird: Any, tmp_path: Path, monkey
     assert summary() == ["stopped", 3, "", True]
     assert earlybird.train(run, "optim.base_lr=1e18", "run.log_every=2", more=["--allow", "optim.base_lr"]).code == 3
     assert summary() == ["diverged", 4, "training diverged", False]
-    monkeypatch.setattr(Training, "between", looked)
+    monkeypatch.setattr(Iterations, "between", looked)
     assert earlybird.train(run, more=["--allow", "optim.base_lr"]).code == 2
     assert seen == [False] * 5
     assert summary() == ["failed", 8, "the reader broke", False]

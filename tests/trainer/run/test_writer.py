@@ -150,10 +150,10 @@ def test_what_ends_a_run_waits_for_the_write(earlybird: Any, tmp_path: Path, mon
         raise ValueError("the reader broke")
 
     monkeypatch.setattr(saver, "write_checkpoint", slow)
-    from trainer.run import training
+    from trainer.run.iterations import Iterations
 
-    log = training.Training.log
-    monkeypatch.setattr(training.Training, "log", lambda self, state, reading: (log(self, state, reading), fail()))
+    log = Iterations.log
+    monkeypatch.setattr(Iterations, "log", lambda self, state, reading: (log(self, state, reading), fail()))
     outcome = earlybird.train(tmp_path / "run", "checkpoint.every=2steps", "run.log_every=3")
     assert (outcome.code, "the reader broke" in outcome.err) == (2, True)
     found = load_latest(tmp_path / "run")
