@@ -7,12 +7,13 @@ import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from trainer.run import distributed
+from trainer.run import distributed, training
 from trainer.run.distributed import LostRankError, Ranks, process_group
 
 CPU = torch.device("cpu")
@@ -101,3 +102,24 @@ def test_a_rank_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TimeoutError, match=r"1 of 2 ranks are at it after 0 s: reading headers"):
         Ranks(0, 2, 0, 2, CPU).meet("reading headers", patience=0.05, poll=0.01)
     Ranks(0, 1, 0, 1, CPU).meet("reading headers")  # alone there is nobody to wait for
+
+
+def test_training_meets_between_its_first_look_at_the_images_and_the_first_call(
+    earlybird: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    look = training.open_dataset
+
+    def looked(*arguments: Any, **options: Any) -> Any:
+        order.append("look")
+        return look(*arguments, **options)
+
+    def loader(*_: Any) -> Any:
+        order.append("loader")
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(training, "open_dataset", looked)
+    monkeypatch.setattr(Ranks, "meet", lambda self, doing: order.append("meet"))
+    monkeypatch.setattr(training, "training_loader", loader)
+    assert "far enough" in earlybird("train", "demo", "--run-folder", tmp_path, "--set", "data.source=synthetic").err
+    assert order == ["look", "meet", "loader"]
