@@ -36,6 +36,7 @@ class Job:
     arguments        of `earlybird`, without the data, the origin, the run folder and the seed of an array: ("train",
                      "demo", ...)
     run_folder       as the nodes see it; with seeds, each has its own in there, seed-N
+    runs             what lies in this folder here, the nodes may see in one of theirs; "": the run folder's parent
     data             path of the data as the nodes see it; "": the recipe's own images
     origin           as the nodes see it, the run whose net this one begins with; with seeds, {seed} in it is each run's
     nodes            how many; with `min_nodes` below it the job goes on with so few (elastic)
@@ -53,6 +54,7 @@ class Job:
     name: str
     arguments: tuple[str, ...]
     run_folder: str
+    runs: str = ""
     data: str = ""
     origin: str = ""
     nodes: int = 1
@@ -85,6 +87,8 @@ class Job:
             raise ValueError(f"memory_per_node is {self.memory_per_node!r}; write it as 500M, 64G or 2T")
         if not self.arguments or not self.run_folder:
             raise ValueError("a job needs the arguments of earlybird and a run folder")
+        if self.runs and not PurePosixPath(self.run_folder).is_relative_to(self.runs):
+            raise ValueError(f"the run folder {self.run_folder} does not lie in {self.runs}")
         if len(set(self.seeds)) < len(self.seeds) or any(seed < 0 for seed in self.seeds):
             raise ValueError(f"seeds are {list(self.seeds)}; each must be a different number from 0")
         for name in self.environment:
@@ -143,13 +147,15 @@ class Job:
         )
 
     def moved_to(self, runs: str) -> Job:
-        """The job with its run folder in the folder `runs`; an origin that lay beside the run folder lies there too."""
-        folder, origin = PurePosixPath(self.run_folder), PurePosixPath(self.origin)
-        beside = bool(self.origin) and origin.is_relative_to(folder.parent)
+        """The job on nodes that see our folder of runs as `runs`: its run folder, and an origin that lies in there."""
+        folder, origin, there = PurePosixPath(self.run_folder), PurePosixPath(self.origin), PurePosixPath(runs)
+        here = PurePosixPath(self.runs or folder.parent)
+        along = bool(self.origin) and origin.is_relative_to(here)
         return replace(
             self,
-            run_folder=f"{runs.rstrip('/')}/{folder.name}",
-            origin=f"{runs.rstrip('/')}/{origin.relative_to(folder.parent)}" if beside else self.origin,
+            run_folder=str(there / folder.relative_to(here)),
+            runs=str(there),
+            origin=str(there / origin.relative_to(here)) if along else self.origin,
         )
 
     def _whole(self, folder: str, origin: str, *more: str) -> tuple[str, ...]:

@@ -25,12 +25,14 @@ class Trial:
     """One run: a recipe with settings (the seed among them) in a folder of its own.
 
     origin  the run whose net it begins with, None for none; {seed} in its path is the trial's
+    runs    the folder that holds all of its like, None for the one that holds `folder`
     """
 
     recipe: str
     settings: tuple[str, ...]
     folder: Path
     origin: Path | None = None
+    runs: Path | None = None
 
 
 def seeded(
@@ -48,6 +50,7 @@ def seeded(
             (*settings, *([f"seed={seed}"] if seed is not None else [])),
             Path(folder, *filter(None, (label, f"seed-{seed}" if seed is not None else ""))),
             origin,
+            folder.parent,
         )
         for seed in seeds
     ]
@@ -107,6 +110,7 @@ def plan(trials: Sequence[Trial], place: Place) -> Plan:
             data=place.data,
             data_elsewhere=place.data_elsewhere,
             max_steps=place.max_steps,
+            runs=str(trial.runs.absolute()) if trial.runs else "",
             name=job_name(trial.recipe, *trial.folder.parts[-2:]),
             nodes=place.nodes,
             gpus_per_node=place.gpus,

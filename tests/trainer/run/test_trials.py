@@ -48,6 +48,21 @@ def test_each_seed_begins_with_its_own_net(tmp_path: Path) -> None:
         plan(seeded("demo-imta-finetune", (), tmp_path, (3,)), Place(data_elsewhere=True))
 
 
+def test_pods_see_the_folders_of_a_sweep_apart(tmp_path: Path) -> None:
+    """runs here is /runs there: FOLDER/LABEL/seed-N keeps all of its parts."""
+    home = tmp_path / "runs" / "home"
+    trials = [
+        trial
+        for label in ("a", "b")
+        for trial in seeded("demo-imta-finetune", (), home, (0, 1), label, tmp_path / "runs" / "first" / "seed-{seed}")
+    ]
+    jobs = plan(trials, Place(data_elsewhere=True)).jobs.values()
+    there = [job.moved_to("/runs/") for job in jobs]
+    names = ["a/seed-0", "a/seed-1", "b/seed-0", "b/seed-1"]
+    assert [job.run_folder for job in there] == [f"/runs/home/{name}" for name in names]
+    assert [job.origin for job in there] == [f"/runs/first/seed-{seed}" for seed in (0, 1, 0, 1)]
+
+
 def test_a_sweep_of_both_sides_keeps_the_settings_of_one(earlybird: Any, tmp_path: Path) -> None:
     """Those of the meta step have no effect in the baseline, and are refused nowhere."""
     words = [word for setting in (*SYNTHETIC, "meta.lr=0.002", "weight_net.width=9") for word in ("--set", setting)]
