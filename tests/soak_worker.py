@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trainer.__main__ import main
 from trainer.learning import iteration
-from trainer.run import saver, training
+from trainer.run import iterations, saver, validation
 
 
 def within(letter: str, place: int, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,9 +40,9 @@ if __name__ == "__main__":
     file.write_bytes(b"s-")
     with file.open("r+b") as opened:
         where = mmap.mmap(opened.fileno(), 2)
-    training.train = within("t", 0, training.train)
+    iterations.run_loop = within("t", 0, iterations.run_loop)
     iteration.meta_step = within("m", 0, iteration.meta_step)
-    training.validate = within("e", 0, training.validate)
+    validation.validate = within("e", 0, validation.validate)
     saver.Saver.save = within("c", 0, saver.Saver.save)
     saver.write_checkpoint = within("w", 1, saver.write_checkpoint)
     main()
