@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 MANY, FEW = 100, 20  # the field's bounds for long-tailed sets: many above 100 training images, few below 20
+SIZES = {"many": f"many (above {MANY})", "medium": f"medium ({FEW} to {MANY})", "few": f"few (below {FEW})"}
 
 
 class ClassRow(TypedDict):

@@ -12,6 +12,7 @@ import numpy as np
 
 from trainer.config import Config, read_config
 from trainer.evaluation.cost_curve import common_costs, top1_at
+from trainer.evaluation.per_class import SIZES
 from trainer.reporting.comparison_plot import accuracy_over_cost, learning_curves
 from trainer.reporting.estimate import Estimate, of_difference, of_mean
 from trainer.reporting.plots import mul_add_unit, write_png
@@ -30,6 +31,7 @@ class Run:
     top1      [K] of its newest anytime figures, percent, on `split`
     mul_adds  [K] per image; curve  39 points (expected Mul-Adds, top-1) of budgeted batch; both empty where `evaluate`
               did not come by yet
+    shots     [K] top-1 of the classes of many, medium and few training images, those of them that there are
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class Run:
     curve: tuple[tuple[float, float], ...]
     rows: Sequence[Row]
     trained_on: TrainedOn = field(default_factory=TrainedOn)
+    shots: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,7 @@ class Group:
     @property
     def spread(self) -> list[float] | None:
         """[K] standard deviation over the seeds; None of a single run."""
-        if len(self.runs) < 2:
-            return None
-        return [float(value) for value in np.std([run.top1 for run in self.runs], axis=0, ddof=1)]
+        return _spread([run.top1 for run in self.runs])
 
     @property
     def seeds(self) -> list[int]:
@@ -74,6 +75,14 @@ class Group:
     def exits(self) -> list[Estimate]:
         """[K] the mean top-1 of each exit, percent."""
         return [self.estimate(_exit(k)) for k in range(len(self.mean))]
+
+    def shot(self, name: str) -> list[Estimate]:
+        """[K] the mean top-1 of the classes of so many training images, percent."""
+        return [self.estimate(_shot(name, k)) for k in range(len(self.mean))]
+
+    def shot_spread(self, name: str) -> list[float] | None:
+        """[K] as `spread`."""
+        return _spread([run.shots[name] for run in self.runs])
 
     def curve(self, costs: np.ndarray) -> list[Estimate]:
         """[len(costs)] the mean top-1 of budgeted batch at each of `costs`."""
@@ -100,6 +109,7 @@ class Difference:
 
     paired    by seed: both groups have the same ones
     exits     [K]; budgeted  of the means over all common costs, None where these are not known
+    shots     [K] of the classes of many, medium and few training images; {} where not every run has such figures
     """
 
     ours: Group
@@ -107,6 +117,7 @@ class Difference:
     paired: bool
     exits: tuple[Estimate, ...]
     budgeted: Estimate | None
+    shots: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,11 @@ class Comparison:
     @property
     def split(self) -> str:
         return self.groups[0].runs[0].split
+
+    @property
+    def shots(self) -> tuple[str, ...]:
+        """Those that every run has figures of (`common_shots`)."""
+        return common_shots([run for group in self.groups for run in group.runs])
 
     @property
     def reach(self) -> str:
@@ -158,10 +174,18 @@ def compare(folders: Sequence[Path]) -> Comparison:
     elif not len(costs):
         missing = "the budgeted curves of these runs share no cost"
     found = tuple(groups(runs))
-    return Comparison(found, costs, missing, tuple(difference(group, found[0], costs) for group in found[1:]))
+    shots = common_shots(runs)
+    return Comparison(found, costs, missing, tuple(difference(group, found[0], costs, shots) for group in found[1:]))
 
 
-def difference(ours: Group, theirs: Group, costs: np.ndarray) -> Difference:
+def common_shots(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Of many, medium and few those that every run has classes of; none where that is one alone, as in a set whose
+    classes are of one size."""
+    common = tuple(name for name in runs[0].shots if all(name in run.shots for run in runs))
+    return common if len(common) > 1 else ()
+
+
+def difference(ours: Group, theirs: Group, costs: np.ndarray, shots: Sequence[str] = ()) -> Difference:
     """`ours` minus `theirs`; no interval where a seed comes twice in one of them."""
     paired = ours.seeds == theirs.seeds
     repeated = ours.repeated or theirs.repeated
@@ -170,8 +194,15 @@ def difference(ours: Group, theirs: Group, costs: np.ndarray) -> Difference:
         found = of_difference(ours.values(value), theirs.values(value), paired)
         return replace(found, margin=None) if repeated else found
 
-    exits = tuple(of(_exit(k)) for k in range(len(ours.mean)))
-    return Difference(ours, theirs, paired, exits, of(_over(costs)) if len(costs) else None)
+    exits = range(len(ours.mean))
+    return Difference(
+        ours,
+        theirs,
+        paired,
+        tuple(of(_exit(k)) for k in exits),
+        of(_over(costs)) if len(costs) else None,
+        {name: tuple(of(_shot(name, k)) for k in exits) for name in shots},
+    )
 
 
 def _missing(run: Run) -> str:
@@ -182,6 +213,15 @@ def _missing(run: Run) -> str:
 
 def _exit(k: int) -> Callable[[Run], float]:
     return lambda run: run.top1[k]
+
+
+def _shot(name: str, k: int) -> Callable[[Run], float]:
+    return lambda run: run.shots[name][k]
+
+
+def _spread(values: Sequence[Sequence[float]]) -> list[float] | None:
+    """[K] over runs' [K]; None of a single run."""
+    return [float(value) for value in np.std(values, axis=0, ddof=1)] if len(values) > 1 else None
 
 
 def _point(points: Mapping[Path, np.ndarray], i: int) -> Callable[[Run], float]:
@@ -201,6 +241,7 @@ def write_page(found: Comparison, page: Path) -> Path:
         exits=[group.exits() for group in found.groups],
         budgeted=[group.budgeted(found.costs) for group in found.groups] if len(found.costs) else [],
         num_exits=len(found.groups[0].mean),
+        sizes=SIZES,
         commands=[(run.folder.name, command(run.config)) for group in found.groups for run in group.runs],
         figures=[
             (embedded(accuracy), f"Top-1 of every exit over what it costs{budgeted}"),
@@ -252,4 +293,5 @@ def _read(folder: Path) -> Run:
     top1 = tuple(float(row["top1"]) for row in evaluation["anytime"])
     curve = tuple((float(row["mul_adds"]), float(row["top1"])) for row in evaluation.get("budgeted", []))
     known = trained_on(folder, rows, evaluation)
-    return Run(folder, config, top1, str(evaluation["split"]), tuple(evaluation["mul_adds"]), curve, rows, known)
+    shots = {str(row["group"]): tuple(row["top1"]) for row in evaluation.get("shots", [])}
+    return Run(folder, config, top1, str(evaluation["split"]), tuple(evaluation["mul_adds"]), curve, rows, known, shots)

@@ -7,7 +7,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from trainer.reporting.comparison import Comparison, Difference
+from trainer.evaluation.per_class import SIZES
+from trainer.reporting.comparison import Comparison, Difference, Group
 from trainer.reporting.estimate import Estimate
 
 
@@ -15,7 +16,8 @@ def comparison_values(found: Comparison) -> dict[str, Any]:
     """`rows`, a group each; `differences` of the other groups from the first; `costs`, what `budgeted` is over.
 
     A row's `spread` is the standard deviation over seeds, and `interval` the 95 % confidence interval of each mean:
-    null where runs are too few. `budgeted` is null where not every run has such figures or no cost is common.
+    null where runs are too few. `budgeted` is null where not every run has such figures or no cost is common, `shots`
+    (by class size: many, medium, few) where not every run has them.
     """
     return {
         "rows": [
@@ -26,6 +28,7 @@ def comparison_values(found: Comparison) -> dict[str, Any]:
                 "spread": group.spread,
                 "interval": _intervals(group.exits()),
                 "budgeted": _value(group.budgeted(found.costs)) if len(found.costs) else None,
+                "shots": {name: _shot(group, name) for name in found.shots} or None,
             }
             for group in found.groups
         ],
@@ -36,6 +39,7 @@ def comparison_values(found: Comparison) -> dict[str, Any]:
                 "paired": row.paired,
                 "exits": [_difference(estimate) for estimate in row.exits],
                 "budgeted": _difference(row.budgeted) if row.budgeted is not None else None,
+                "shots": {name: [_difference(one) for one in row.shots[name]] for name in found.shots} or None,
             }
             for row in found.differences
         ],
@@ -44,24 +48,57 @@ def comparison_values(found: Comparison) -> dict[str, Any]:
 
 
 def comparison_tables(found: Comparison) -> list[Table]:
-    """Every group's means, then the differences from the first group, if there is another one; a line an exit, so that
-    they fit a narrow terminal."""
+    """Every group's means, then the differences from the first group, if there is another one, and both again by class
+    size where every run has it; a line an exit, so that they fit a narrow terminal."""
     places = [f"exit {k}" for k in range(1, len(found.groups[0].mean) + 1)]
-    places += ["budgeted"] if len(found.costs) else []
-    shown = _table(f"Top-1 %, {found.split}", "", "", "mean ± spread", "95 % interval")
-    for group in found.groups:
-        means = [*group.exits(), *([group.budgeted(found.costs)] if len(found.costs) else [])]
-        spreads = [f" ± {spread:.2f}" for spread in group.spread or ()]
-        spreads += [""] * (len(means) - len(spreads))
-        tops = [f"{one.mean:.2f}{spread}" for one, spread in zip(means, spreads, strict=True)]
-        _add(
-            shown, [group.name, _number(len(group.runs), "run")], places, tops, [_bracket(one, ".2f") for one in means]
-        )
-    if not found.differences:
+    costs = found.costs if len(found.costs) else None
+    tables = _pair(
+        found,
+        "",
+        places + (["budgeted"] if costs is not None else []),
+        [
+            (group.exits() + ([group.budgeted(costs)] if costs is not None else []), group.spread)
+            for group in found.groups
+        ],
+        [[*row.exits, *([row.budgeted] if row.budgeted is not None else [])] for row in found.differences],
+    )
+    if not found.shots:
+        return tables
+    return tables + _pair(
+        found,
+        " by class size",
+        [f"{name}, {place}" for name in found.shots for place in places],
+        [
+            (
+                [one for name in found.shots for one in group.shot(name)],
+                [one for name in found.shots for one in group.shot_spread(name) or ()],
+            )
+            for group in found.groups
+        ],
+        [[one for name in found.shots for one in row.shots[name]] for row in found.differences],
+    )
+
+
+def _pair(
+    found: Comparison,
+    what: str,
+    places: list[str],
+    means: list[tuple[list[Estimate], list[float] | None]],
+    differences: list[list[Estimate]],
+) -> list[Table]:
+    """The means of every group with their spreads, and the differences, if there are any."""
+    shown = _table(f"Top-1 %{what}, {found.split}", "", "", "mean ± spread", "95 % interval")
+    for group, (estimates, spread) in zip(found.groups, means, strict=True):
+        spreads = [f" ± {one:.2f}" for one in spread or ()]
+        spreads += [""] * (len(estimates) - len(spreads))
+        tops = [f"{one.mean:.2f}{spread}" for one, spread in zip(estimates, spreads, strict=True)]
+        brackets = [_bracket(one, ".2f") for one in estimates]
+        _add(shown, [group.name, _number(len(group.runs), "run")], places, tops, brackets)
+    if not differences:
         return [shown]
-    minus = _table(f"Minus {found.groups[0].name}, percentage points", "", "", "difference", "95 % interval", "")
-    for row in found.differences:
-        every = [*row.exits, *([row.budgeted] if row.budgeted is not None else [])]
+    title = f"Minus {found.groups[0].name}{what}, percentage points"
+    minus = _table(title, "", "", "difference", "95 % interval", "")
+    for row, every in zip(found.differences, differences, strict=True):
         _add(
             minus,
             [row.ours.name, _runs(row)],
@@ -84,6 +121,9 @@ def comparison_note(found: Comparison) -> str:
         lines.append(f"Budgeted: mean of the budgeted curve over {found.reach}, the costs that every run reaches.")
     else:
         lines.append(f"No budgeted figures: {found.missing}.")
+    if found.shots:
+        sizes = ", ".join(SIZES[name] for name in found.shots)
+        lines.append(f"Class size: training images, {sizes}; means over the classes of a size.")
     return "\n".join(lines)
 
 
@@ -118,6 +158,12 @@ def _bracket(estimate: Estimate, form: str) -> str:
 def _intervals(estimates: list[Estimate]) -> list[list[float]] | None:
     found = [list(estimate.interval) for estimate in estimates if estimate.interval is not None]
     return found or None
+
+
+def _shot(group: Group, name: str) -> dict[str, Any]:
+    estimates = group.shot(name)
+    means = [estimate.mean for estimate in estimates]
+    return {"top1": means, "spread": group.shot_spread(name), "interval": _intervals(estimates)}
 
 
 def _value(estimate: Estimate) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from trainer.config import Config, read_config
+from trainer.evaluation.per_class import SIZES
 from trainer.reporting.class_plot import class_figure
 from trainer.reporting.plots import Series, accuracy_figure, mul_add_unit, svg, training_figure, write_png
 from trainer.reporting.provenance import (
@@ -72,6 +73,7 @@ def write_report(run: Path, evaluation: Row | None = None) -> Path:
         budgeted=_budgeted_rows(evaluation) if evaluation else [],
         per_class=_by_size(evaluation) if evaluation else [],
         shots=(evaluation or {}).get("shots", []),
+        sizes=SIZES,
         figures=figures,
         facts=_facts(rows, everything, evaluation),
         troubles=_troubles(rows),

@@ -25,12 +25,14 @@ def run(
     *settings: str,
     mul_adds: tuple[float, ...] = (1e6, 2e6),
     curve: tuple[tuple[float, float], ...] = (),
+    shots: dict[str, list[float]] | None = None,
 ) -> Path:
     folder.mkdir()
     write_config(resolve("demo", list(settings)), folder / "config.json")
     exits = [{"exit": k, "top1": value} for k, value in enumerate(top1, start=1)]
     evaluation = {"split": "val", "anytime": exits, "mul_adds": mul_adds[: len(top1)]}
     evaluation["budgeted"] = [{"mul_adds": cost, "top1": value} for cost, value in curve]
+    evaluation["shots"] = [{"group": name, "num_classes": 1, "top1": values} for name, values in (shots or {}).items()]
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     (folder / "log.jsonl").write_text(
         json.dumps({"event": "eval", "iteration": 5, "split": "val", "exits": exits}) + "\n"
@@ -147,6 +149,37 @@ def test_budgeted_curves_are_read_where_every_run_has_one(tmp_path: Path) -> Non
     (none / "evaluation.json").unlink()
     assert f"earlybird evaluate {none} makes them" in compare([a, none]).missing
     np.testing.assert_array_equal(compare([a, none]).costs, [])
+
+
+def test_classes_of_many_and_few_images_where_every_run_has_them(earlybird: Any, tmp_path: Path) -> None:
+    few = [(10.0, 11.0), (13.0, 15.0)]  # without weights, with weights
+    runs = [
+        run(
+            tmp_path / name, [50.0, 60.0], *off, f"seed={seed}", shots={"many": [70.0, 71.0], "few": [tops[seed], 20.0]}
+        )
+        for name, off, seed, tops in (
+            ("b0", [OFF], 0, few[0]),
+            ("b1", [OFF], 1, few[0]),
+            ("w0", [], 0, few[1]),
+            ("w1", [], 1, few[1]),
+        )
+    ]
+    found = compare(runs)
+    assert found.shots == ("many", "few")
+    (row,) = found.differences
+    # differences 3 and 4: mean 3.5, t(0.975, 1) = 12.7062 times 0.5
+    assert (row.shots["few"][0].mean, row.shots["few"][0].margin) == (3.5, pytest.approx(6.3531, abs=1e-4))
+    text = text_of(write_page(found, tmp_path / "c.html"))
+    assert "enabled False few (below 20) 2 10.50 &plusmn; 0.71 [4.15, 16.85] 20.00 &plusmn; 0.00" in text
+    assert "minus sample_weights.enabled False few (below 20) 2 pairs +3.50 [-2.85, +9.85] within chance" in text
+    values = earlybird("report", *runs, "--out", tmp_path / "c.html", "--json").json
+    assert values["rows"][1]["shots"]["few"]["top1"] == [14.0, 20.0]
+    assert values["rows"][1]["shots"]["few"]["spread"] == pytest.approx([2**0.5, 0.0])
+    assert values["differences"][0]["shots"]["few"][0]["difference"] == 3.5
+    balanced = run(tmp_path / "balanced", [50.0, 60.0], "run.epochs=1", shots={"many": [50.0, 60.0]})
+    without = compare([*runs, balanced])
+    assert (without.shots, without.differences[0].shots) == ((), {}), "not every run has them"
+    assert "By class size" not in text_of(write_page(without, tmp_path / "c.html"))
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:

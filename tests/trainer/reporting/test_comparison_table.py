@@ -82,6 +82,29 @@ def test_tables_for_readers(found: Comparison) -> None:
     assert "over 1 to 2 M Mul-Adds, the costs that every run reaches" in comparison_note(found)
 
 
+def test_class_sizes_are_tables_of_their_own(found: Comparison) -> None:
+    assert "by class size" not in shown(found)
+    assert comparison_values(found)["rows"][0]["shots"] is None
+    tailed = tuple(
+        Group(
+            one.name,
+            tuple(
+                dataclasses.replace(run, shots={"many": (90.0 + seed, 91.0), "few": (1.0, 2.0 + seed)})
+                for seed, run in enumerate(one.runs)
+            ),
+        )
+        for one in found.groups[:2]
+    )
+    sized = Comparison(tailed, COSTS, "", (difference(tailed[1], tailed[0], COSTS, ("many", "few")),))
+    text = shown(sized)
+    assert "Top-1 % by class size, val" in text
+    assert "[a] many, exit 1 91.00 ± 1.00 [88.52, 93.48]\n3 runs many, exit 2 91.00 ± 0.00" in text
+    assert "few, exit 1 1.00 ± 0.00 [1.00, 1.00]\nfew, exit 2 3.00 ± 1.00 [0.52, 5.48]" in text
+    assert "Minus [a] by class size, percentage points" in text
+    assert "b many, exit 1 +0.00 [+0.00, +0.00] within chance\n3 pairs many, exit 2 +0.00" in text
+    assert "Class size: training images, many (above 100), few (below 20)" in comparison_note(sized)
+
+
 def test_without_costs_and_of_one_group(found: Comparison) -> None:
     alone = Comparison(found.groups[:1], np.empty(0), "nobody evaluated", ())
     assert "budgeted" not in shown(alone)
