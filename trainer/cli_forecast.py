@@ -20,10 +20,12 @@ def forecast_rows(
     """A row a recipe, each measured once: the weight net's size and the seed change no time worth telling.
 
     missing  the runs to come of each row of the table
-    `images` are those that train of what lies in `data`, `published_images` those of the set that the row is of.
+    `images` and `classes` are of what trains in `data`; `published_images` (with those held out) and
+    `published_classes` of the set that the row is of.
     """
     from dataloading.datasets.open import open_dataset
     from trainer.doctor.forecast import forecast
+    from trainer.recipes.catalogue import classes_of
     from trainer.run.distributed import process_group
     from trainer.run.trials import trial_config
     from trainer.telemetry.progress_bar import ProgressBar
@@ -45,7 +47,9 @@ def forecast_rows(
                     "runs": num_runs,
                     "epochs": config.run.epochs,
                     "images": len(images.train),
+                    "classes": len(images.classes),
                     "published_images": rows[0].published.num_images,
+                    "published_classes": classes_of(rows[0].config),
                     "device": f"{measured.devices} x {measured.device}",
                     "images_per_second": measured.images_per_second,
                     "device_hours_each": measured.device_hours,
@@ -81,10 +85,10 @@ def show_forecast(rows: Sequence[Mapping[str, Any]], command: str, target: str, 
         )
     console.print(table, highlight=False)
     first = rows[0]
-    images = (
-        f"{first['images']:,} training images (the published set has {first['published_images']:,} with those held out)"
-    )
-    lines = [f"{device_hours(rows):,.2f} hours of {first['device']}, measured here, with {images}."]
+    images = f"{first['images']:,} training images of {first['classes']:,} classes"
+    published = f"{first['published_images']:,} with those held out, of {first['published_classes']:,}"
+    hours = f"{device_hours(rows):,.2f} hours of {first['device']}"
+    lines = [f"{hours}, measured here, with {images} (published: {published})."]
     if first["device"].endswith(" cpu") or target != "local":
         whose = "a GPU" if target == "local" else f"a GPU of the target {target}"
         lines.append(f"They are hours of this device: those of {whose} need the measurement there, by {command}")

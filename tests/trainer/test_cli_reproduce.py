@@ -70,7 +70,8 @@ def test_the_forecast_names_rows_images_and_device(earlybird: Any, ask: tuple[ob
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in asked.out.splitlines() if "│" in line]
     assert [row[:4] for row in cells if row[1]] == [["baseline", "1", "1", "72"], [cells[1][0], "6", "1", "72"]]
     assert "".join(row[0] for row in cells[1:]).replace(" ", "") == "1x10,1x100,1x500,1x1000,2x500,4x500"
-    assert "hours of 1 x cpu, measured here, with 72 training images (the published set has 50,000" in asked.out
+    said = "with 72 training images of 4 classes (published: 50,000 with those held out, of 100)."
+    assert f"hours of 1 x cpu, measured here, {said}" in asked.out
     assert "those of a GPU need the measurement there, by earlybird reproduce weight-net\n" in asked.out
     assert asked.out.endswith("Nothing was started: --yes starts it.\n")
     found = earlybird(*ask, "--target", "slurm", "--json").json
