@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deploy.log_files import LOGS, REFUSAL
+from trainer.telemetry.jsonl import read_rows
 
 # Nothing here brings torch, which takes seconds: a start that repeats a refusal needs none of it.
 
@@ -20,7 +21,8 @@ def refused_once(run: Path) -> Iterator[None]:
     """Keep a ValueError from within in RUN/logs/refused, where torchrun started this process and no training began.
 
     Further starts of the same torchrun end at once with the same line, and what started torchrun finds it there. The
-    first start of a torchrun removes that of an earlier one. The first rank writes it, as it writes all of the run.
+    first start of a torchrun removes that of an earlier one. The first rank writes it, as it writes all of the run. A
+    run that trained on another number of ranks may do so again, once lost nodes are back: its refusal is not kept.
     """
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     if not count:
@@ -40,7 +42,7 @@ def refused_once(run: Path) -> Iterator[None]:
             until = time.monotonic() + _PATIENCE
             while time.monotonic() < until and not kept.exists():
                 time.sleep(0.05)
-        elif _changed(run / "log.jsonl") == before:
+        elif _changed(run / "log.jsonl") == before and not _is_resized(run):
             from trainer.run.folder import private_files
 
             temporary = kept.with_suffix(".tmp")
@@ -57,6 +59,11 @@ def why_refused(run: Path) -> str:
         return (run / LOGS / REFUSAL).read_text(errors="replace").strip()
     except OSError:
         return ""
+
+
+def _is_resized(run: Path) -> bool:
+    sizes = [row.get("world_size") for row in read_rows(run / "log.jsonl") if row["event"] == "start"]
+    return bool(sizes) and sizes[-1] not in (None, int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def _changed(log: Path) -> int:
