@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,9 +114,10 @@ def test_ranks_that_do_not_divide_the_update_batch(
 ) -> None:
     import torch.distributed as dist
 
-    for name, value in {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}.items():
+    for name, value in {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: SimpleNamespace(add=lambda *_: 3))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     refused(earlybird.train(tmp_path / "run"), "optim.update_batch is 8", "3 ranks", "--set optim.update_batch=6")
 
