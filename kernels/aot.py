@@ -34,6 +34,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Exits, classes, label smoothing: the recipes' nets on every data set, smoothing, and the widest head.
 HEADS = [(5, 10, 0.0), *((exits, 100, 0.0) for exits in (5, 6, 7, 8)), (5, 1000, 0.0), (8, 1000, 0.0)]
 HEADS += [(5, 1000, 0.1), (8, 21_841, 0.1)]
+# Activations: channels-last of many channels, of CIFAR's narrowest layer and of 144 channels, whose rows no wide block
+# divides; contiguous ones.
+NORMS = [((8, 128, 8, 8), True), ((8, 6, 32, 32), True), ((8, 144, 8, 8), True), ((8, 16, 7, 7), False)]
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,20 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     from kernels.exit_losses import fused as exit_losses
     from kernels.exit_routing import fused as exit_routing
     from kernels.lookahead import fused as lookahead
+    from kernels.norm_relu import fused as norm_relu
+    from kernels.norm_relu.reference import Running
     from kernels.normalize import fused as normalize
 
     def forward_and_backward(logits: list[Tensor], labels: Tensor, smoothing: float) -> None:
         exit_losses.exit_losses(logits, labels, smoothing).losses.sum().backward()
+
+    def norm_relu_each_way(x: Tensor, wide: Tensor) -> None:
+        c = torch.zeros(x.shape[1])
+        for running in (None, Running(c, c, torch.tensor(0), 0.1)):
+            y = norm_relu.norm_relu(x.requires_grad_(), c.requires_grad_(), c, 1e-5, running).y
+        for dy in (torch.empty_like(y), wide.narrow(1, 0, len(c))):  # the second as a concatenation's backward gives it
+            torch.autograd.grad(y, x, dy, retain_graph=True)
+        norm_relu.norm_relu_jvp(x, x, c, c, c, c, c, c)
 
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
@@ -68,6 +81,10 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
             labels = torch.zeros(2, dtype=torch.int64)
             yield name, partial(forward_and_backward, logits, labels, smoothing)
             yield name, partial(exit_losses.exit_losses_jvp, logits, logits, labels, smoothing)
+        for shape, channels_last in NORMS:
+            order = torch.channels_last if channels_last else torch.contiguous_format
+            x, wide = (torch.zeros(shape[0], C, *shape[2:], dtype=dtype) for C in (shape[1], 2 * shape[1]))
+            yield name, partial(norm_relu_each_way, x.to(memory_format=order), wide.to(memory_format=order))
         images = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
         out = torch.empty(1, 3, 224, 224, dtype=dtype, memory_format=torch.channels_last)
         for flip in (None, torch.ones(1, dtype=torch.bool)):

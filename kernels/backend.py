@@ -15,21 +15,28 @@ Backend = Literal["reference", "triton"]
 
 log = logging.getLogger(__name__)
 
+OPERATIONS = ("exit_losses", "exit_losses_jvp", "exit_routing", "lookahead", "norm_relu", "normalize")
 OLDEST_CAPABILITY = (8, 0)  # the oldest architecture that kernels/AOT.md compiles for
 
 
-def backend_for(operation: str, device: torch.device, choice: Choice = "auto", unfit: str = "") -> Backend:
+def backend_for(
+    operation: str, device: torch.device, choice: Choice = "auto", unfit: str = "", slower: str = ""
+) -> Backend:
     """The implementation of `operation` for tensors on `device`; logged with the reason, each different answer once.
 
     choice  auto: triton on an NVIDIA GPU where it can be imported, else the reference; or one of the two by name
     unfit   why the fused kernel does not take this very call (its dtype, its size); "" if it does
+    slower  why the reference is the faster one for this very call, which auto heeds; "" if it is not
+    The environment's EARLYBIRD_KERNELS puts other choices in the place of auto: "norm_relu=triton,lookahead=reference".
     Raises ValueError for an unknown choice, and where triton is asked for and cannot run.
     """
+    if choice == "auto":
+        choice = asked(operation)
     if choice not in get_args(Choice):
         raise ValueError(f"kernel backend is {choice!r}; choose one of {', '.join(get_args(Choice))}")
     if choice == "reference":
         return _announce(operation, "reference", device.type, "it was asked for")
-    obstacle = unfit or _obstacle(device, forced=choice == "triton")
+    obstacle = unfit or _obstacle(device, forced=choice == "triton") or (slower if choice == "auto" else "")
     if not obstacle:
         reason = "it was asked for" if choice == "triton" else "the device is a GPU"
         return _announce(operation, "triton", device.type, reason)
@@ -38,6 +45,22 @@ def backend_for(operation: str, device: torch.device, choice: Choice = "auto", u
             f"the triton kernel of {operation} cannot run here: {obstacle}; set the kernel backend to auto or reference"
         )
     return _announce(operation, "reference", device.type, obstacle)
+
+
+@functools.cache
+def asked(operation: str) -> Choice:
+    """What EARLYBIRD_KERNELS, read once, has for `operation`; ValueError where it has no operation or no choice."""
+    found: Choice = "auto"
+    for part in filter(None, os.environ.get("EARLYBIRD_KERNELS", "").split(",")):
+        name, _, choice = part.strip().partition("=")
+        if name not in OPERATIONS or choice not in get_args(Choice):
+            raise ValueError(
+                f"EARLYBIRD_KERNELS has {part!r}; give operation=choice, operations {', '.join(OPERATIONS)}, "
+                f"choices {', '.join(get_args(Choice))}"
+            )
+        if name == operation:
+            found = choice  # type: ignore[assignment]
+    return found
 
 
 def interpreting() -> bool:

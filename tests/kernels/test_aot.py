@@ -28,7 +28,8 @@ def compiled() -> list[dict[str, object]]:
 
 def test_all_kernels_compile_for_both_architectures_and_none_spills(compiled):
     kernels = {"exit_losses_forward", "exit_losses_backward", "exit_losses_tangent"}
-    kernels |= {"route_kernel", "lookahead_kernel", "normalize_kernel"}
+    kernels |= {"route_kernel", "lookahead_kernel", "normalize_kernel", "moments_kernel", "statistics_kernel"}
+    kernels |= {"norm_relu_kernel", "sums_kernel", "totals_kernel", "norm_relu_backward", "norm_relu_tangent"}
     assert {(row["kernel"], row["arch"]) for row in compiled} == {(k, a) for k in kernels for a in ("sm_80", "sm_90")}
     assert [row for row in compiled if row["spill_stores"] or row["spill_loads"]] == []
     assert all(row["registers"] > 0 for row in compiled)

@@ -16,13 +16,13 @@ from kernels import bench
 def test_rows_on_the_cpu_and_as_json():
     command = [sys.executable, "-m", "kernels.bench", "--device", "cpu", "--rounds", "2", "--json"]
     rows = [json.loads(line) for line in subprocess.run(command, capture_output=True, check=True).stdout.splitlines()]
-    operations = ("exit_losses", "exit_routing", "lookahead", "normalize")
+    operations = ("exit_losses", "exit_routing", "lookahead", "norm_relu", "normalize")
     assert {(r["operation"], r["side"]) for r in rows} == {
         (o, s) for o in operations for s in ("separate", "reference")
     }
-    for operation in operations:  # CIFAR's shapes and ImageNet's; the losses' tangent rule has rows of its own
+    for operation in operations:  # CIFAR's shapes and ImageNet's; tangent rules have rows of their own
         cases = {r["case"] for r in rows if r["operation"] == operation}
-        assert len(cases) == (4 if operation == "exit_losses" else 2)
+        assert len(cases) == (4 if operation in ("exit_losses", "norm_relu") else 2)
     for row in rows:
         assert 0 < row["p20"] <= row["median_seconds"] <= row["p80"]
         assert row["rounds"] == 2

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-CASES = Path(__file__).with_name("fused_cases.py")
+CASES = sorted(str(path) for path in Path(__file__).parent.glob("*_cases.py"))
 
 
 def run_cases(**environment: str) -> None:
     environ = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
     # One thread: the interpreter's many small steps gain nothing from more, and share the machine.
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=3", str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=3", *CASES]
     done = subprocess.run(command, env=environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

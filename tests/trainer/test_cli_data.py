@@ -290,7 +290,7 @@ def test_the_kernel_benchmark_has_a_row_a_side(earlybird: Earlybird, tmp_path: P
     rows = result["rows"]
     assert {(row["operation"], row["side"]) for row in rows} == {
         (operation, side)
-        for operation in ("exit_losses", "exit_routing", "lookahead", "normalize")
+        for operation in ("exit_losses", "exit_routing", "lookahead", "norm_relu", "normalize")
         for side in ("separate", "reference")
     }
     assert all(row["median_seconds"] > 0 and row["torch"] and row["device"] for row in rows)
