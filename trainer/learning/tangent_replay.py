@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kernels.norm_relu import NormReLU, norm_relu_jvp
 from trainer.models.equilibrium import GradientScale
 
 Kept = dict[str, Tensor]
+Rule = Callable[..., Tensor]
 
 
 class Tape:
@@ -27,20 +29,36 @@ class Tape:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.kept: dict[nn.Module, Kept] = {}
+        self.kept: dict[nn.Module, tuple[Kept, Rule]] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Every leaf that runs inside keeps its part (each may run once)."""
-        with _running({leaf: partial(self._keep, leaf) for leaf in self.module.modules() if type(leaf) in RULES}):
+        leaves = [leaf for leaf in self.module.modules() if type(leaf) in RULES]
+        pairs = [leaf for leaf in leaves if isinstance(leaf, nn.BatchNorm2d)]
+        with (
+            _running({leaf: partial(self._keep, leaf) for leaf in leaves}),
+            _running({norm: partial(self._keep_norm_relu, norm) for norm in pairs}, "keep_norm_relu"),
+        ):
             yield
 
     def _keep(self, leaf: nn.Module, x: Tensor) -> Tensor:
+        self._refuse_again(leaf)
+        keep, rule = RULES[type(leaf)]
+        y = type(leaf).forward(leaf, x)
+        self.kept[leaf] = keep(x, y), rule
+        return y
+
+    def _keep_norm_relu(self, norm: nn.BatchNorm2d, relu: nn.ReLU, x: Tensor, found: NormReLU) -> None:
+        """Both ran as one operation: the first follows by the rule of both, the second passes that on."""
+        self._refuse_again(norm)
+        self._refuse_again(relu)
+        self.kept[norm] = {"x": x.detach(), "mean": found.mean, "invstd": found.invstd}, _norm_relu
+        self.kept[relu] = {}, _passed_on
+
+    def _refuse_again(self, leaf: nn.Module) -> None:
         if leaf in self.kept:
             raise RuntimeError(f"a {type(leaf).__name__} runs twice in one forward; it cannot be replayed")
-        y = type(leaf).forward(leaf, x)
-        self.kept[leaf] = RULES[type(leaf)][0](x, y)
-        return y
 
     def replay(
         self, images: Tensor, parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]
@@ -56,7 +74,8 @@ class Tape:
             if leaf in self.kept:
                 own = [key for key, _ in leaf.named_parameters(recurse=False)]
                 at, moves = ({key: values[f"{name}.{key}"] for key in own} for values in (parameters, direction))
-                forwards[leaf] = partial(_follow, RULES[type(leaf)][1], leaf, self.kept[leaf], at, moves, zero)
+                kept, rule = self.kept[leaf]
+                forwards[leaf] = partial(_follow, rule, leaf, kept, at, moves, zero)
         with _running(forwards):
             return self.module(zero)
 
@@ -75,15 +94,15 @@ def pushforward(
 
 
 @contextmanager
-def _running(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+def _running(methods: Mapping[nn.Module, Callable[..., object]], name: str = "forward") -> Iterator[None]:
     """These modules run something else inside. (A forward hook takes longer to call than some of them to run.)"""
     try:
-        for module, forward in forwards.items():
-            module.forward = forward
+        for module, method in methods.items():
+            setattr(module, name, method)
         yield
     finally:
-        for module in forwards:
-            module.__dict__.pop("forward", None)
+        for module in methods:
+            module.__dict__.pop(name, None)
 
 
 def replayable(module: nn.Module) -> str:
@@ -96,9 +115,7 @@ def replayable(module: nn.Module) -> str:
     return ""
 
 
-def _follow(
-    rule: Callable[..., Tensor], leaf: nn.Module, kept: Kept, at: Kept, moves: Kept, zero: Tensor, tangent: Tensor
-) -> Tensor:
+def _follow(rule: Rule, leaf: nn.Module, kept: Kept, at: Kept, moves: Kept, zero: Tensor, tangent: Tensor) -> Tensor:
     return rule(leaf, kept, at, moves, None if tangent is zero else tangent)
 
 
@@ -194,6 +211,19 @@ def _relu(leaf: nn.ReLU, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) ->
     return torch.ops.aten.threshold_backward(t, kept["y"], 0)
 
 
+def _norm_relu(leaf: nn.BatchNorm2d, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+    """Of batch-norm in batch statistics and the ReLU behind it, where one kernel ran both."""
+    assert t is not None
+    return norm_relu_jvp(
+        kept["x"], t, kept["mean"], kept["invstd"], at["weight"], at["bias"], moves["weight"], moves["bias"]
+    )
+
+
+def _passed_on(leaf: nn.Module, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
+    assert t is not None
+    return t
+
+
 def _max_pool(leaf: nn.MaxPool2d, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:
     assert t is not None
     indices = kept.get("indices")
@@ -213,7 +243,7 @@ def _linear_map(leaf: nn.Module, kept: Kept, at: Kept, moves: Kept, t: Tensor | 
 
 
 # leaf type -> (what the recorded pass keeps, the tangent rule)
-RULES: dict[type[nn.Module], tuple[Callable[[Tensor, Tensor], Kept], Callable[..., Tensor]]] = {
+RULES: dict[type[nn.Module], tuple[Callable[[Tensor, Tensor], Kept], Rule]] = {
     nn.Conv2d: (_keep_input, _conv),
     nn.Linear: (_keep_input, _linear),
     nn.BatchNorm1d: (_keep_batch_norm, _batch_norm),

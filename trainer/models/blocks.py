@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.models.compiled_layers import convolution, max_pool, norm_relu
+from kernels.norm_relu import Running, norm_relu_backend
+from kernels.norm_relu import norm_relu as in_batch_statistics
+from trainer.models import compiled_layers
+from trainer.models.compiled_layers import convolution, max_pool
 
 
 def concatenated(parts: Sequence[Tensor]) -> Tensor:
@@ -22,6 +25,41 @@ def concatenated(parts: Sequence[Tensor]) -> Tensor:
     (every fused layer of a CIFAR RANet's finest sub-network has such a part). The view makes them channels-last.
     """
     return torch.cat([x.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2) if x.shape[1] == 1 else x for x in parts], dim=1)
+
+
+def norm_relu(norm: nn.Module, relu: nn.ReLU, x: Tensor) -> Tensor:
+    """relu(norm(x)) for x [B, C, H, W]: module by module or, where there is a kernel for both, by that.
+
+    What records a pass module by module has put its own forward into `norm`; it learns of both by `keep_norm_relu`.
+    """
+    if not _has_kernel(norm, relu, x):
+        return compiled_layers.norm_relu(norm, relu, x)
+    assert isinstance(norm, nn.BatchNorm2d)
+    running = None
+    if norm.track_running_stats:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        assert norm.momentum is not None
+        running = Running(norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum)
+    found = in_batch_statistics(x, norm.weight, norm.bias, norm.eps, running)
+    keep = norm.__dict__.get("keep_norm_relu")
+    if keep is not None:
+        keep(relu, x, found)
+    return found.y
+
+
+def _has_kernel(norm: nn.Module, relu: nn.ReLU, x: Tensor) -> bool:
+    """In training, in eager mode, on plain tensors, where nothing that does not know of it runs in their place."""
+    if torch.compiler.is_compiling() or not norm.training or type(x) is not Tensor or x.is_meta:
+        return False
+    if type(norm) is not nn.BatchNorm2d or type(relu) is not nn.ReLU or not norm.affine or norm.momentum is None:
+        return False
+    if "forward" in norm.__dict__ and "keep_norm_relu" not in norm.__dict__:
+        return False
+    if x.numel() <= x.shape[1] or norm_relu_backend(x, norm.weight) == "reference":
+        return False
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in (norm, relu))
 
 
 class ConvNormReLU(nn.Module):
