@@ -10,8 +10,8 @@ from torch import Tensor
 
 TILE = 2048  # values of a program at a time: 16 a thread
 COLUMNS = 256  # of a tile, at most
-PROGRAMS = 1024  # that share a reduction; a number of the code, not of the GPU: sums are the same on all of them
-PARTS, CHANNELS = 128, 4  # partial sums that are added up at a time, of so many channels
+PROGRAMS = 512  # that share a reduction; a number of the code, not of the GPU: sums are the same on all of them
+PARTS, CHANNELS = 512, 4  # partial sums that are added up at a time, of so many channels
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Columns:
     @property
     def per_channel(self) -> tuple[tuple[int], dict[str, int]]:
         """Grid and constants of what adds partial sums up: a few channels, many sums at a time."""
-        return (_ceil(self.channels, CHANNELS),), {"BLOCK_P": PARTS, "BLOCK_C": CHANNELS, "num_warps": 4}
+        return (_ceil(self.channels, CHANNELS),), {"BLOCK_P": PARTS, "BLOCK_C": CHANNELS, "num_warps": 8}
 
 
 def _ceil(a: int, b: int) -> int:

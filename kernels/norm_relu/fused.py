@@ -263,6 +263,7 @@ def norm_relu_jvp(
 ) -> Tensor:  # fmt: skip
     """Fused form of reference.norm_relu_jvp."""
     columns = Columns.of(x)
+    weight, bias = weight.contiguous(), bias.contiguous()
     tangent, stride = columns.beside(tangent)
     along_one, along_xhat = _sums(columns, tangent, stride, mean, invstd, weight, bias, masked=False)
     out = torch.empty_like(columns.x)
