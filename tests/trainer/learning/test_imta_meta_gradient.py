@@ -139,7 +139,7 @@ def test_every_way_gives_the_same(phase: Phase) -> None:
 @pytest.mark.parametrize(("phase", "schedule"), [("pretrain", "online"), ("finetune", "paper")])
 def test_compiled_and_eager_iterations_agree(phase: Phase, schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda module, **how: compile_(module, backend="aot_eager", **how))
     ends = []
     torch._dynamo.reset()
     with torch._functorch.config.patch(donated_buffer=True):
