@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import os
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,16 @@ from torch import Tensor
 from torch.func import functional_call
 
 from dataloading.batch import Batch
+from tests.trainer.learning.meta_states import ALONE, batch_of, gradient_after, relative, state_of
 from trainer.config import Config
 from trainer.learning import meta_gradient as meta_gradient_module
 from trainer.learning import tangent_replay
 from trainer.learning.forward import HalfForward
-from trainer.learning.meta_gradient import Form, MetaConfig, Schedule, Update, judged, meta_gradient, meta_step
+from trainer.learning.meta_gradient import Form, MetaConfig, Schedule, meta_gradient, meta_step
 from trainer.learning.optim import OptimConfig
 from trainer.learning.precision import PrecisionConfig
 from trainer.learning.sample_weights import Centre, SampleWeightsConfig, weigh
-from trainer.learning.state import Progress, TrainState
+from trainer.learning.state import Progress
 from trainer.learning.tangent_replay import RULES
 from trainer.learning.train_step import train_step
 from trainer.models.authors_names import (
@@ -37,63 +37,9 @@ from trainer.models.authors_names import (
 )
 from trainer.models.config import ModelConfig, msdnet_cifar, msdnet_imagenet, ranet_cifar, ranet_imagenet
 from trainer.models.weight_net import WeightNetConfig
-from trainer.run import snapshot
 from trainer.run.build import build_state
-from trainer.run.distributed import Ranks
 
 VECTORS = Path(os.environ.get("EARLYBIRD_VECTORS", Path(__file__).resolve().parents[4] / "shared" / "vectors"))
-ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
-
-
-def state_of(
-    model: ModelConfig,
-    *,
-    form: Form = "exact",
-    schedule: Schedule = "paper",
-    centre: Centre = "mat",
-    dtype: str = "float64",
-    update_batch: int = 8,
-    accumulation: int = 1,
-    nesterov: bool = False,
-    ratio: float = 0.75,
-    difference: float = 1e-3,
-    compiled: bool = False,
-    channels_last: bool = False,
-) -> TrainState:
-    config = Config(
-        recipe="test",
-        model=model,
-        optim=OptimConfig(update_batch, base_batch=update_batch, nesterov=nesterov, accumulation=accumulation),
-        sample_weights=SampleWeightsConfig(epsilon=0.8, centre=centre),
-        weight_net=WeightNetConfig(depth=2, width=10),
-        meta=MetaConfig(form=form, schedule=schedule, ratio=ratio, difference=difference),
-        precision=PrecisionConfig(dtype=dtype, channels_last="on" if channels_last else "off", compile=compiled),
-    )
-    return build_state(config, 10, Progress(0, 100), ALONE)
-
-
-def batch_of(num_images: int, size: int = 32, dtype: torch.dtype = torch.float64) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(num_images, 3, size, size, generator=generator, dtype=torch.float64).to(dtype)
-    labels = torch.randint(0, 10, (num_images,), generator=generator)
-    return Batch(images, labels, np.arange(num_images))
-
-
-def relative(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
-
-
-def gradient_after(state: TrainState, batch: Batch, steps: int = 1) -> Tensor:
-    """d meta_loss / d w of the first half, after some real steps (so that momentum is there)."""
-    for _ in range(steps):
-        for a, _b in batch.crossed_halves():
-            train_step(state, HalfForward(state.network, a))
-    a, b = next(batch.crossed_halves())
-    forward = HalfForward(state.network, a, record=True)
-    values = forward.values
-    assert state.weight_net is not None
-    weights = weigh(state.weight_net, values.losses, values.confidences, state.config.sample_weights)
-    return meta_gradient(state, forward, weights, b)[0]
 
 
 @pytest.mark.parametrize("centre", ["row", "col", "mat"])
@@ -205,107 +151,6 @@ def test_meta_step_moves_the_weight_net_only(form: Form) -> None:
         assert torch.equal(held, slot["momentum_buffer"])
     assert not any(torch.equal(p, q) for p, q in zip(state.weight_net.parameters(), weight_net, strict=True))
     train_step(state, forward)  # the shared graph still serves the real update
-
-
-def online_gradient(state: TrainState, batch: Batch, *, record: bool = True) -> Tensor:
-    """d meta_loss / d w of the first half's real update, judged by the second half, after a step of each half."""
-    for a, _b in batch.crossed_halves():
-        train_step(state, HalfForward(state.network, a))
-    a, b = next(batch.crossed_halves())
-    forward = HalfForward(state.network, a, record=record)
-    assert state.weight_net is not None
-    weights = weigh(state.weight_net, forward.values.losses, forward.values.confidences, state.config.sample_weights)
-    update = Update(weights, forward.linearised(keep=True))
-    train_step(state, forward)
-    return judged(state, update, HalfForward(state.network, b))[0]
-
-
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("record", [True, False], ids=["replay", "dual-tensors"])
-def test_online_judges_the_real_update(nesterov: bool, record: bool) -> None:
-    """The weights have moved by then; the derivative is still that at the parameters before the update."""
-    model, batch = msdnet_cifar(3), batch_of(16)
-    expected = gradient_after(state_of(model, form="double_backward", nesterov=nesterov), batch)
-    state = state_of(model, schedule="online", nesterov=nesterov)
-    assert relative(online_gradient(state, batch, record=record), expected) < 1e-9
-
-
-def test_online_accumulates() -> None:
-    model = dataclasses.replace(msdnet_cifar(3), batch_norm="running")
-    expected = gradient_after(state_of(model, form="double_backward"), batch_of(16))
-    actual = online_gradient(state_of(model, schedule="online", accumulation=4), batch_of(16))
-    assert relative(actual, expected) < 1e-9
-
-
-def test_online_step_left_out_teaches_nothing() -> None:
-    """Where fp16's loss scale overflows the backbone stays, whatever the weights; scaled, the rest is as unscaled."""
-    batch = batch_of(16)
-    expected = gradient_after(state_of(msdnet_cifar(3)), batch)
-    state = state_of(msdnet_cifar(3), schedule="online")
-    state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    assert relative(online_gradient(state, batch), expected) < 1e-9
-
-    a, b = next(batch.crossed_halves())
-    forward = HalfForward(state.network, a, record=True)
-    meta_step(state, forward, b)
-    forward.backward(torch.full((8, 3), torch.inf, dtype=torch.float64), state.scaler.scale)
-    state.step_backbone()
-    assert state.update is not None
-    slope, _ = judged(state, state.update, HalfForward(state.network, b))
-    assert torch.equal(slope, torch.zeros_like(slope))
-
-
-def test_online_step_that_was_not_finite_teaches_nothing() -> None:
-    """Losses are finite, a gradient is not, and no scaler is there: the guard leaves the update out."""
-    batch, state = batch_of(16), state_of(msdnet_cifar(3), schedule="online")
-    a, b = next(batch.crossed_halves())
-    forward = HalfForward(state.network, a, record=True)
-    meta_step(state, forward, b)
-    forward.backward(torch.full((8, 3), torch.inf, dtype=torch.float64), state.scaler.scale)
-    state.step_backbone()
-    assert state.update is not None
-    slope, _ = judged(state, state.update, HalfForward(state.network, b))
-    assert torch.equal(slope, torch.zeros_like(slope))
-
-
-def test_online_moves_the_weight_net_once_an_iteration_and_keeps_nothing() -> None:
-    state, batch = state_of(msdnet_cifar(3), schedule="online"), batch_of(16)
-    assert state.weight_net is not None
-    tapes, moved = [], []
-    for a, b in batch.crossed_halves():
-        before = [p.detach().clone() for p in state.weight_net.parameters()]
-        forward = HalfForward(state.network, a, record=True)
-        tapes.append(weakref.ref(forward._tape))
-        metrics = meta_step(state, forward, b)
-        train_step(state, forward)
-        moved.append(any(not torch.equal(p, q) for p, q in zip(state.weight_net.parameters(), before, strict=True)))
-        assert ("meta_loss" in metrics) is moved[-1]
-    assert moved == [False, True]
-    state.advance()
-    assert [tape() for tape in tapes] == [None, None]
-
-
-def test_online_resumes_bit_for_bit() -> None:
-    """Nothing of the schedule outlives an iteration: what a checkpoint holds is all there is."""
-    batch = batch_of(16)
-
-    def iterate(state: TrainState) -> dict[str, Tensor]:
-        for a, b in batch.crossed_halves():
-            forward = HalfForward(state.network, a, record=True)
-            meta_step(state, forward, b)
-            train_step(state, forward)
-        state.advance()
-        return {name: tensor.clone() for name, tensor in snapshot.take(state)[0].items()}
-
-    straight, resumed = (state_of(msdnet_cifar(3), schedule="online") for _ in range(2))
-    snapshot.restore(resumed, iterate(straight), snapshot.take(straight)[1])
-    expected, actual = iterate(straight), iterate(resumed)
-    assert all(torch.equal(actual[name], expected[name]) for name in expected)
-
-
-def test_online_has_no_double_backward() -> None:
-    with pytest.raises(ValueError, match=r"meta\.schedule online"):
-        MetaConfig(form="double_backward", schedule="online")
 
 
 def test_a_net_without_rules_is_followed_by_dual_tensors() -> None:
