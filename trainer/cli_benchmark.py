@@ -226,27 +226,26 @@ def step(
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{title} ({hardware['cpu']}, load {hardware['load_average']:.1f}); {rounds} rounds", markup=False)
-    table = Table("side", "meta", "every", "images/s", "p20 to p80", "time", "over", "peak MB", "of whole")
+    table = Table("side", "every", "images/s", "p20 to p80", "time", "peak MB", "whole")
     for row in rows:
         table.add_row(
-            row["name"],
-            row["meta"] or "",
+            row["meta"] or row["name"],
             "" if row["interval"] is None else f"{row['interval']}{'*' * row['computed']}",
             f"{row['images_per_second']:,.1f}",
             f"{row['p20']:,.1f} to {row['p80']:,.1f}",
             f"{row['ratio_to_plain']:.2f}",
-            row["over"],
             "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,.0f}",
             "" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
         )
     console.print(table)
+    plain = next(row["over"] for row in rows if row["name"] == "weighted")
+    console.print(f"time: of an iteration over baseline's; of weighted and of what follows it over {plain}'s")
     if result["whole_batch_memory_mb"] is not None:
         console.print(
-            f"of whole: peak memory over that of an unweighted update with the whole batch at once, "
+            f"whole: peak memory over that of an unweighted update with the whole batch, "
             f"{result['whole_batch_memory_mb']:,.0f} MB"
         )
-    console.print("time: of an iteration, over that of the unweighted side named beside it.")
-    console.print("* computed from interval 1 and the weights without a meta step. online: one update, not two.")
+    console.print("* computed from interval 1 and the weights without a meta step; online: one update, not two")
     for name, reason in result["slow"].items():
         console.print(f"all is without {name}: {reason}", markup=False)
     for name, reason in result["left_out"].items():

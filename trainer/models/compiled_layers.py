@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-_FEW_PIXELS = 16  # of an output: at most so many are worth writing out every pixel that a kernel reads
+FEW_PIXELS = 16  # of an output: at most so many are worth writing out every pixel that a kernel reads
 
 
 def convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -31,20 +31,22 @@ def convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     height, width = (-(-size // stride) for size in x.shape[2:])
     pointwise = kernel == 1 and stride == 1 and x.is_contiguous(memory_format=torch.channels_last)
-    if not pointwise and height * width > _FEW_PIXELS:
+    if not pointwise and height * width > FEW_PIXELS:
         return conv(x)
-    pixels = x.permute(0, 2, 3, 1)
-    if not pointwise:
-        pad = conv.padding[0]
-        assert isinstance(pad, int)
-        padded = functional.pad(pixels, (0, 0, pad, pad, pad, pad))
-        rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
-        shifted = [
-            padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(kernel) for j in range(kernel)
-        ]
-        pixels = torch.cat(shifted, dim=3)  # [B, H, W, kernel * kernel * C]
+    pixels = x.permute(0, 2, 3, 1) if pointwise else pixels_read(conv, x)
     weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
     return functional.linear(pixels, weight, conv.bias).permute(0, 3, 1, 2)
+
+
+def pixels_read(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """[B, H / stride, W / stride, kernel * kernel * C]: what each output of `conv` reads of x [B, C, H, W]."""
+    kernel, stride, pad = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+    assert isinstance(pad, int)
+    height, width = (-(-size // stride) for size in x.shape[2:])
+    padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
+    rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
+    shifted = [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(kernel) for j in range(kernel)]
+    return torch.cat(shifted, dim=3)
 
 
 def max_pool(pool: nn.MaxPool2d, x: Tensor) -> Tensor:
