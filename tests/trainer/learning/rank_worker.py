@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from dataloading.batch import Batch
 from dataloading.config import DataConfig
+from tests.trainer.learning.without_code import without_code
 from trainer.config import Config
 from trainer.learning.collectives import average_batch_norm_statistics
 from trainer.learning.forward import HalfForward
@@ -63,8 +63,7 @@ def share(rank: int, world_size: int, iteration: int) -> Batch:
 
 
 def main(folder: Path) -> None:
-    torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]  # all but code
-    with process_group("cpu") as ranks:
+    with process_group("cpu") as ranks, without_code():
         for name, case in CASES.items():
             model = dataclasses.replace(case.get("net", NET), batch_norm=case.get("batch_norm", "running"))
             config = Config(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-WORKER = Path(__file__).with_name("rank_worker.py")
+WORKER = ["-m", "tests.trainer.learning.rank_worker"]
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for command in ([sys.executable], torchrun):
-        subprocess.run([*command, str(WORKER), str(folder)], check=True, env=environment, cwd=ROOT, timeout=600)
+        subprocess.run([*command, *WORKER, str(folder)], check=True, env=environment, cwd=ROOT, timeout=600)
     return folder
 
 
