@@ -58,7 +58,12 @@ class Network:
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.trained.named_parameters())
+        """By name. ValueError where layers share one: passes at other parameters replace each name on its own."""
+        named, first = dict(self.trained.named_parameters(remove_duplicate=False)), dict[int, str]()
+        for name, parameter in named.items():
+            if (other := first.setdefault(id(parameter), name)) != name:
+                raise ValueError(f"{other} and {name} are one parameter; give every layer its own")
+        return named
 
     @cached_property
     def buffers(self) -> list[Tensor]:
@@ -112,10 +117,11 @@ class Network:
                 return self.tracked(images)
             if eager or self.compiled is None:
                 with untracked_batch_norm(self.trained):
-                    return functional_call(self.trained, parameters, (images,))
+                    return functional_call(self.trained, parameters, (images,), tie_weights=False)
             # Copies of the buffers, and nn.Parameter each: what differs from a pass at the net's own is compiled anew.
             named = {name: buffer.clone() for name, buffer in self.trained.named_buffers()} | parameters
-            return functional_call(self.compiled, {f"_orig_mod.{name}": v for name, v in named.items()}, (images,))
+            named = {f"_orig_mod.{name}": value for name, value in named.items()}
+            return functional_call(self.compiled, named, (images,), tie_weights=False)
 
     def cast(self, images: Tensor) -> Tensor:
         return images.to(self.precision.parameter_dtype) if images.dtype == torch.float32 else images

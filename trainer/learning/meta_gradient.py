@@ -195,7 +195,8 @@ def _finite_difference(losses: Linearised, v: list[Tensor], length: float) -> Te
             at = dict(zip(losses.at, ends, strict=True))
             rows = []
             for part in losses.parts:
-                logits = functional_call(network.trained, at, (part.images.to(network.precision.parameter_dtype),))
+                images = part.images.to(network.precision.parameter_dtype)
+                logits = functional_call(network.trained, at, (images,), tie_weights=False)
                 rows.append(network.losses(logits, part).losses)
             moved.append(torch.cat(rows))
     return (moved[0] - moved[1]) / (2.0 * step)

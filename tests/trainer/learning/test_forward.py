@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -180,3 +182,12 @@ def test_the_loss_scaler_is_passed_through() -> None:
     reference.optimizer.step()
     for name, parameter in state.network.parameters.items():
         assert torch.allclose(parameter, reference.network.parameters[name], rtol=1e-10, atol=1e-14), name
+
+
+def test_a_parameter_of_two_layers_is_refused() -> None:
+    state = state_of()
+    norms = [module for module in state.network.trained.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    other = next(norm for norm in norms[1:] if norm.weight.shape == norms[0].weight.shape)
+    other.weight = norms[0].weight
+    with pytest.raises(ValueError, match="are one parameter; give every layer its own"):
+        _ = dataclasses.replace(state.network).parameters

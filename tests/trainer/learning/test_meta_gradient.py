@@ -121,9 +121,9 @@ def test_finite_difference_is_near() -> None:
 def test_finite_difference_has_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def seeing(*call: Any) -> Any:
+    def seeing(*call: Any, **how: Any) -> Any:
         seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.conv.fp32_precision))
-        return functional_call(*call)
+        return functional_call(*call, **how)
 
     monkeypatch.setattr(meta_gradient_module, "functional_call", seeing)
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.conv.fp32_precision
