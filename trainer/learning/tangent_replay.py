@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kernels.norm_relu import NormReLU, norm_relu_jvp
-from trainer.models.compiled_layers import Convolution, few_pixels, pixels_read
+from trainer.models.compiled_layers import Convolution, channels_last, few_pixels, pixels_read
 from trainer.models.equilibrium import GradientScale
 
 Kept = dict[str, Tensor]
@@ -172,7 +172,7 @@ def _pointwise(x: Tensor, moves: Tensor, t: Tensor, weight: Tensor) -> Tensor:
     """The same for 1x1 convolutions: a matrix product that the second adds itself to, no pass over memory between."""
     n, C, H, W = x.shape
     a, b = (w.to(x.dtype).flatten(1) for w in (moves, weight))  # [out, C]
-    if all(z.is_contiguous(memory_format=torch.channels_last) for z in (x, t)):
+    if channels_last(x) and channels_last(t):
         rows, turned = (z.permute(0, 2, 3, 1).reshape(-1, C) for z in (x, t))
         return torch.mm(rows, a.T).addmm_(turned, b.T).view(n, H, W, -1).permute(0, 3, 1, 2)
     a, b = (w.expand(n, -1, -1) for w in (a, b))
@@ -181,13 +181,13 @@ def _pointwise(x: Tensor, moves: Tensor, t: Tensor, weight: Tensor) -> Tensor:
 
 def _few_pixels(leaf: nn.Conv2d, x: Tensor, t: Tensor) -> bool:
     """Whether matrix products over written-out pixels are faster: where the layer takes one itself."""
-    if not isinstance(leaf, Convolution) or x.device.type != "cpu" or not few_pixels(leaf, x):
+    if not isinstance(leaf, Convolution) or x.device.type != "cpu" or not few_pixels(x, leaf.stride[0]):
         return False
-    return all(z.is_contiguous(memory_format=torch.channels_last) for z in (x, t))
+    return channels_last(x) and channels_last(t)
 
 
 def _written_out(leaf: nn.Conv2d, x: Tensor, moves: Tensor, t: Tensor, weight: Tensor) -> Tensor:
-    read, turned = pixels_read(leaf, x), pixels_read(leaf, t)  # [n, H, W, kernel * kernel * C]
+    read, turned = (pixels_read(z, leaf.kernel_size[0], leaf.stride[0]) for z in (x, t))  # [n, H, W, k * k * C]
     a, b = (w.to(x.dtype).permute(0, 2, 3, 1).flatten(1) for w in (moves, weight))
     rows = torch.mm(read.flatten(0, 2), a.T).addmm_(turned.flatten(0, 2), b.T)
     return rows.view(*read.shape[:3], -1).permute(0, 3, 1, 2)
@@ -262,7 +262,7 @@ def _max_pool(leaf: nn.MaxPool2d, kept: Kept, at: Kept, moves: Kept, t: Tensor |
         _, indices = F.max_pool2d(
             kept["x"], leaf.kernel_size, leaf.stride, leaf.padding, leaf.dilation, leaf.ceil_mode, return_indices=True
         )
-    if not t.is_contiguous(memory_format=torch.channels_last):
+    if not channels_last(t):
         return t.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
     n, C, H, W = indices.shape  # places lie in a channel's H * W: channels stay last
     t, places = (z.permute(0, 2, 3, 1).reshape(n, -1, C) for z in (t, indices))

@@ -33,29 +33,39 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, out, H / stride, W / stride]."""
-        compiled, last = torch.compiler.is_compiling(), x.is_contiguous(memory_format=torch.channels_last)
-        if x.device.type != "cpu" or not self.training or not (compiled or last):
-            return super().forward(x)
-        if compiled and last and self.kernel_size == self.stride == (1, 1):
-            pixels = x.permute(0, 2, 3, 1)
-        elif few_pixels(self, x):
-            pixels = pixels_read(self, x)
-        else:
-            return super().forward(x)
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return functional.linear(pixels, weight, self.bias).permute(0, 3, 1, 2)
+        if _for_cpu(self, x):
+            return _convolved(x, self.weight, self.bias, self.stride[0])
+        if self.training and x.device.type == "cpu" and few_pixels(x, self.stride[0]) and channels_last(x):
+            return _by_pixels(pixels_read(x, self.kernel_size[0], self.stride[0]), self.weight, self.bias)
+        return self._conv_forward(x, self.weight, self.bias)
 
 
-def few_pixels(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether an output of `conv` is so small that it pays to write out all that its kernel reads."""
-    height, width = (-(-size // stride) for size, stride in zip(x.shape[2:], conv.stride, strict=True))
-    return height * width <= FEW_PIXELS
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    kernel = weight.shape[-1]
+    if kernel == stride == 1 and channels_last(x):
+        return _by_pixels(x.permute(0, 2, 3, 1), weight, bias)
+    if few_pixels(x, stride):
+        return _by_pixels(pixels_read(x, kernel, stride), weight, bias)
+    return functional.conv2d(x, weight, bias, stride, kernel // 2)
 
 
-def pixels_read(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """[B, H / stride, W / stride, kernel * kernel * C]: what each output of `conv` reads of x [B, C, H, W]."""
-    kernel, stride, pad = conv.kernel_size[0], conv.stride[0], conv.padding[0]
-    assert isinstance(pad, int)
+def _by_pixels(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return functional.linear(pixels, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def few_pixels(x: Tensor, stride: int) -> bool:
+    """Whether what a convolution of x gives is so small that it pays to write out all that its kernel reads."""
+    return -(-x.shape[2] // stride) * -(-x.shape[3] // stride) <= FEW_PIXELS
+
+
+def pixels_read(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """[B, H / stride, W / stride, kernel * kernel * C]: what each output of a convolution reads of x [B, C, H, W]."""
+    pad = kernel // 2
     height, width = (-(-size // stride) for size in x.shape[2:])
     padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
     rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
@@ -107,33 +117,29 @@ def norm_relu(norm: nn.Module, relu: nn.ReLU, x: Tensor) -> Tensor:
         return relu(norm(x))
     y, mean, variance = _normed(x, norm.weight, norm.bias, norm.eps)
     if norm.track_running_stats:
-        _track(norm, mean, variance, count)
-    return y
-
-
-def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
-    assert norm.momentum is not None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    with torch.no_grad():
+        assert norm.momentum is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+        norm.running_var.lerp_(variance, norm.momentum)
+    return y
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """One call to the compiler's first pass, which would take ten seconds longer to read its lines for every layer."""
     return _NormReLU.apply(x, weight, bias, eps)
 
 
-# What a compiled graph that calls it is kept under: this file as it is.
-CACHE_KEYS = {f"{__name__}.{_normed.__name__}": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+# The compiler's first pass takes these as one call each; it would take ten seconds longer to read their lines for every
+# layer. What a compiled graph that calls them is kept under: this file as it is.
+_KEY = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+CACHE_KEYS = {f"{__name__}.{function.__name__}": _KEY for function in (_convolved, _normed)}
 
 
 class _NormReLU(torch.autograd.Function):
-    """(output like x, mean [C], biased variance [C]) of x, weight [C], bias [C].
+    """(output like x, mean [C], unbiased variance [C]) of x, weight [C], bias [C].
 
     The compiler writes an expression of more than four tensors out where it is used twice, as large as the activations:
     hence `factor` and `offset`, which it would otherwise compute again, each from two tensors.
@@ -154,8 +160,9 @@ class _NormReLU(torch.autograd.Function):
         factor = scale * weight
         offset = bias - mean * factor
         ctx.save_for_backward(x, mean, scale, factor, offset)
-        ctx.mark_non_differentiable(mean, variance)
-        return (wide * _spread(factor) + _spread(offset)).clamp_min(0.0).to(x.dtype), mean, variance
+        unbiased = variance * (count / (count - 1))
+        ctx.mark_non_differentiable(mean, unbiased)
+        return (wide * _spread(factor) + _spread(offset)).clamp_min(0.0).to(x.dtype), mean, unbiased
 
     @staticmethod
     @once_differentiable
