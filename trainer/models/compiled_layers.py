@@ -1,8 +1,7 @@
 """The layers of a net in training, written so that torch.compile makes fast code of them on a CPU.
 
 Convolutions: oneDNN's gradients of weights are slow where there are fewer pixels than weights; matrix products over the
-pixels are up to ten times as fast (a classifier's convolutions of ImageNet's net, in eager mode too: a training step
-takes 0.93 of its time), for 1x1 kernels up to twice.
+pixels are up to ten times as fast (a classifier's convolutions of ImageNet's net), for 1x1 kernels up to twice.
 
 Max pool: the compiler's own backward pass scatters in float32, channels outermost; torch's is kept, as one operation.
 
@@ -26,7 +25,7 @@ FEW_PIXELS = 16  # of an output: at most so many are worth writing out every pix
 
 
 class Convolution(nn.Conv2d):
-    """nn.Conv2d, in training on a CPU a matrix product where that is faster: classifiers, and 1x1 kernels compiled.
+    """nn.Conv2d; compiled, in training on a CPU, a matrix product where that is faster: classifiers, 1x1 kernels.
 
     Square kernels with as much padding as keeps the size at stride 1, one group.
     """
@@ -35,8 +34,6 @@ class Convolution(nn.Conv2d):
         """[B, C, H, W] -> [B, out, H / stride, W / stride]."""
         if _for_cpu(self, x):
             return _convolved(x, self.weight, self.bias, self.stride[0])
-        if self.training and x.device.type == "cpu" and few_pixels(x, self.stride[0]) and channels_last(x):
-            return _by_pixels(pixels_read(x, self.kernel_size[0], self.stride[0]), self.weight, self.bias)
         return self._conv_forward(x, self.weight, self.bias)
 
 
