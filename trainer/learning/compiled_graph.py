@@ -53,11 +53,11 @@ def compiled_graph(
 
 
 def _loaded(what: str, path: Path) -> Graph | None:
+    from torch._inductor.standalone_compile import CompiledArtifact
+
     if not path.exists():
         return None
     try:
-        from torch._inductor.standalone_compile import CompiledArtifact
-
         graph: Graph = CompiledArtifact.load(path=str(path))
     except Exception as error:  # a torn file can raise anything
         logger.warning("precision.compile: %s cannot be loaded and is written again: %s", path, error)
@@ -94,7 +94,7 @@ def fingerprint(module: nn.Module, inputs: Sequence[Tensor]) -> str:
         torch.get_num_threads(),
         torch.get_default_dtype(),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        matmul.allow_tf32,
+        matmul.fp32_precision,
         matmul.allow_fp16_reduced_precision_reduction,
         matmul.allow_bf16_reduced_precision_reduction,
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kernels.norm_relu import NormReLU, norm_relu_jvp
-from trainer.models.compiled_layers import Convolution, channels_last, few_pixels, pixels_read
+from trainer.models.compiled_layers import channels_last, few_pixels, pixels_read
 from trainer.models.equilibrium import GradientScale
 
 Kept = dict[str, Tensor]
@@ -36,7 +35,7 @@ class Tape:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Every leaf that runs inside keeps its part (each may run once)."""
-        leaves = [leaf for leaf, _ in _leaves(self.module)]
+        leaves = [leaf for leaf in self.module.modules() if type(leaf) in RULES]
         pairs = [leaf for leaf in leaves if isinstance(leaf, nn.BatchNorm2d)]
         with (
             _running({leaf: partial(self._keep, leaf) for leaf in leaves}),
@@ -72,27 +71,14 @@ class Tape:
         """
         zero = images.new_zeros(()).expand(images.shape)  # the images do not move; no memory behind it
         forwards: dict[nn.Module, Callable[..., Tensor]] = {}
-        for leaf, own in _leaves(self.module):
+        for name, leaf in self.module.named_modules():
             if leaf in self.kept:
-                at, moves = ({key: values[name] for key, name in own} for values in (parameters, direction))
+                own = [key for key in ("weight", "bias") if f"{name}.{key}" in parameters]
+                at, moves = ({key: values[f"{name}.{key}"] for key in own} for values in (parameters, direction))
                 kept, rule = self.kept[leaf]
                 forwards[leaf] = partial(_follow, rule, leaf, kept, at, moves, zero)
         with _running(forwards):
             return self.module(zero)
-
-
-_known: WeakKeyDictionary[nn.Module, list[tuple[nn.Module, list[tuple[str, str]]]]] = WeakKeyDictionary()
-
-
-def _leaves(module: nn.Module) -> list[tuple[nn.Module, list[tuple[str, str]]]]:
-    """Every leaf with a tangent rule, and its parameters: (name in the leaf, name in `module`). Asked for once."""
-    if module not in _known:
-        _known[module] = [
-            (leaf, [(key, f"{name}.{key}") for key, _ in leaf.named_parameters(recurse=False)])
-            for name, leaf in module.named_modules()
-            if type(leaf) in RULES
-        ]
-    return _known[module]
 
 
 def pushforward(
@@ -181,9 +167,11 @@ def _pointwise(x: Tensor, moves: Tensor, t: Tensor, weight: Tensor) -> Tensor:
 
 def _few_pixels(leaf: nn.Conv2d, x: Tensor, t: Tensor) -> bool:
     """Whether matrix products over written-out pixels are faster (a classifier's: 1.6 to 3 times)."""
-    if not isinstance(leaf, Convolution) or x.device.type != "cpu" or not few_pixels(x, leaf.stride[0]):
+    if x.device.type != "cpu" or not few_pixels(x, leaf.stride[0]):
         return False
-    return channels_last(x) and channels_last(t)
+    kernel, stride = leaf.kernel_size, leaf.stride
+    usual = kernel[0] == kernel[1] and stride[0] == stride[1] and leaf.padding == (kernel[0] // 2, kernel[0] // 2)
+    return usual and leaf.dilation == (1, 1) and channels_last(x) and channels_last(t)
 
 
 def _written_out(leaf: nn.Conv2d, x: Tensor, moves: Tensor, t: Tensor, weight: Tensor) -> Tensor:
@@ -276,7 +264,6 @@ def _linear_map(leaf: nn.Module, kept: Kept, at: Kept, moves: Kept, t: Tensor | 
 # leaf type -> (what the recorded pass keeps, the tangent rule)
 RULES: dict[type[nn.Module], tuple[Callable[[Tensor, Tensor], Kept], Rule]] = {
     nn.Conv2d: (_keep_input, _conv),
-    Convolution: (_keep_input, _conv),
     nn.Linear: (_keep_input, _linear),
     nn.BatchNorm1d: (_keep_batch_norm, _batch_norm),
     nn.BatchNorm2d: (_keep_batch_norm, _batch_norm),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kernels.norm_relu import Running, norm_relu_backend
 from kernels.norm_relu import norm_relu as in_batch_statistics
 from trainer.models import compiled_layers
-from trainer.models.compiled_layers import Convolution, max_pool
+from trainer.models.compiled_layers import convolution, max_pool
 
 
 def concatenated(parts: Sequence[Tensor]) -> Tensor:
@@ -75,12 +75,12 @@ class ConvNormReLU(nn.Module):
                 "a layer of this net would have no channel; raise model.growth, model.first_channels, "
                 "model.compression or their factors"
             )
-        self.conv = Convolution(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)  # batch-norm's derivatives do not read its output
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_relu(self.norm, self.relu, self.conv(x))
+        return norm_relu(self.norm, self.relu, convolution(self.conv, x))
 
 
 class Bottleneck(nn.Module):

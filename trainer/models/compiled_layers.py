@@ -21,20 +21,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-FEW_PIXELS = 16  # of an output: at most so many are worth writing out every pixel that a kernel reads
+_FEW_PIXELS = 16  # of an output: at most so many are worth writing out every pixel that a kernel reads
 
 
-class Convolution(nn.Conv2d):
-    """nn.Conv2d; compiled, in training on a CPU, a matrix product where that is faster: classifiers, 1x1 kernels.
-
-    Square kernels with as much padding as keeps the size at stride 1, one group.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, out, H / stride, W / stride]."""
-        if _for_cpu(self, x):
-            return _convolved(x, self.weight, self.bias, self.stride[0])
-        return self._conv_forward(x, self.weight, self.bias)
+def convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(x) for x [B, C, H, W]; square kernels with as much padding as keeps the size at stride 1."""
+    return _convolved(x, conv.weight, conv.bias, conv.stride[0]) if _for_cpu(conv, x) else conv(x)
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
@@ -57,7 +49,7 @@ def channels_last(x: Tensor) -> bool:
 
 def few_pixels(x: Tensor, stride: int) -> bool:
     """Whether what a convolution of x gives is so small that it pays to write out all that its kernel reads."""
-    return -(-x.shape[2] // stride) * -(-x.shape[3] // stride) <= FEW_PIXELS
+    return -(-x.shape[2] // stride) * -(-x.shape[3] // stride) <= _FEW_PIXELS
 
 
 def pixels_read(x: Tensor, kernel: int, stride: int) -> Tensor:

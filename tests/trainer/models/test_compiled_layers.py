@@ -55,26 +55,25 @@ def test_a_layer_is_the_eager_one(
     torch.manual_seed(0)
     form = torch.channels_last if channels_last else torch.contiguous_format
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    own = _moments_set(ConvNormReLU(inputs, outputs, kernel, stride)).to(wide).to(memory_format=form)
-    plain, traced = copy.deepcopy(own), copy.deepcopy(own)
-    plain.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    plain.to(wide).to(memory_format=form).load_state_dict(own.state_dict())
+    eager = _moments_set(ConvNormReLU(inputs, outputs, kernel, stride)).to(wide).to(memory_format=form)
+    traced = copy.deepcopy(eager)
+    layer = _compiled(traced)
     images = torch.randn(4, inputs, size, size, dtype=wide).to(memory_format=form)
-    cotangent = torch.randn(4, outputs, -(-size // stride), -(-size // stride), dtype=wide)
-    found = []
-    for layer, parts in ((plain, plain), (own, own), (_compiled(traced), traced)):
-        given = images.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            y = layer(given)
-        y.backward(cotangent.to(y.dtype))
-        grads = [parameter.grad for _, parameter in sorted(parts.named_parameters())]
-        found.append([y, given.grad, *grads, *(buffer for _, buffer in sorted(parts.named_buffers()))])
-    for got in found[1:]:
-        assert got[0].dtype == found[0][0].dtype
-        for ours, theirs in zip(got, found[0], strict=True):
-            assert ours is not None
-            assert theirs is not None
-            assert _far(theirs, ours) < ACCURACY[dtype]
+    both = [images.clone().requires_grad_() for _ in range(2)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        want, got = eager(both[0]), layer(both[1])
+    assert got.dtype == want.dtype
+    cotangent = torch.randn(want.shape, dtype=want.dtype)
+    want.backward(cotangent)
+    got.backward(cotangent)
+    named = dict(traced.named_parameters())
+    pairs = [(want, got), (both[0].grad, both[1].grad)]
+    pairs += [(p.grad, named[name].grad) for name, p in eager.named_parameters()]
+    pairs += list(zip(eager.buffers(), traced.buffers(), strict=True))
+    for left, right in pairs:
+        assert left is not None
+        assert right is not None
+        assert _far(left, right) < ACCURACY[dtype]
 
 
 def test_the_stem_is_the_eager_one() -> None:
