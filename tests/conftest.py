@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # A busy machine is no failure: no example is timed.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+# Under nohup the tests' runs would leave SIGHUP ignored, as they should: what they inherit is the usual.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _folder(variable: str, default: Path) -> Path:
