@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from trainer.learning.distillation import DistillationConfig, distilled, distill
 from trainer.learning.precision import Precision
 from trainer.learning.reduction import OverlappedSum
 from trainer.learning.tangent_replay import Tape, pushforward, replayable
+from trainer.models.compiled_layers import NormInput
 from trainer.models.equilibrium import true_gradients
 from trainer.models.imta import ImtaHead, ImtaNet
 from trainer.models.multi_exit import MultiExitNet
@@ -44,12 +45,12 @@ class Network:
     trained  what of it trains: all, or the head of a frozen net. Its parameters, buffers and passes at other parameters
              than its own are those of training; its input is what `seen` gives
     tracked  what a training forward calls: `trained` itself, compiled or wrapped in DDP
-    compiled `trained` compiled, where it is; it serves the passes at other parameters too
+    compiled `trained` as KeepingNet, compiled, where it is; it serves the passes at other parameters too
     """
 
     module: MultiExitNet
     trained: MultiExitNet | ImtaHead
-    tracked: Callable[[Tensor], Logits]
+    tracked: Callable[[Tensor], Any]
     precision: Precision
     label_smoothing: float = 0.0
     accumulation: int = 1
@@ -107,20 +108,28 @@ class Network:
     def logits(
         self, images: Tensor, parameters: dict[str, Tensor] | None = None, eager: bool = False, judging: bool = False
     ) -> Logits:
-        """K train-mode logits [n, C]; at other parameters (leaves: nn.Parameter) the net's buffers are left alone.
+        """K train-mode logits [n, C]; see `forward`."""
+        return self.forward(images, parameters, eager, judging)[0]
+
+    def forward(
+        self, images: Tensor, parameters: dict[str, Tensor] | None = None, eager: bool = False, judging: bool = False
+    ) -> tuple[Logits, Sequence[NormInput]]:
+        """K train-mode logits [n, C]; at other parameters (leaves: nn.Parameter) the net's buffers are left alone. And,
+        of a compiled net, what its batch-norms read.
 
         eager: for what a compiled net cannot do, a second derivative or dual tensors; judging: see `losses`.
         """
         with self.precision.autocast(), true_gradients(self.trained) if judging else nullcontext():
             images = self.cast(images)
             if parameters is None:
-                return self.tracked(images)
+                found = self.tracked(images)
+                return (found, ()) if self.compiled is None else found
             if eager or self.compiled is None:
                 with untracked_batch_norm(self.trained):
-                    return functional_call(self.trained, parameters, (images,), tie_weights=False)
+                    return functional_call(self.trained, parameters, (images,), tie_weights=False), ()
             # Copies of the buffers, and nn.Parameter each: what differs from a pass at the net's own is compiled anew.
             named = {name: buffer.clone() for name, buffer in self.trained.named_buffers()} | parameters
-            named = {f"_orig_mod.{name}": value for name, value in named.items()}
+            named = {f"_orig_mod.net.{name}": value for name, value in named.items()}
             return functional_call(self.compiled, named, (images,), tie_weights=False)
 
     def cast(self, images: Tensor) -> Tensor:
@@ -203,10 +212,13 @@ class HalfForward:
         self._graph: ExitLosses | None = None
         self._values: ExitLosses | None = None
         self._logits: Logits = ()
+        self._norm_inputs: Sequence[NormInput] = ()
         self._tape = Tape(network.trained) if record and network.tangents == "replayed" else None
         if len(self.parts) == 1:
             with self._tape.recording() if self._tape is not None else nullcontext():
-                self._logits = network.logits(half.images, parameters, judging=judging)
+                self._logits, read = network.forward(half.images, parameters, judging=judging)
+            if record and network.tangents == "compiled":
+                self._norm_inputs = read
             self._graph = network.losses(self._logits, half, judging)
             self._values = _detached([self._graph])
 
@@ -257,7 +269,7 @@ class HalfForward:
             seen.append(graph)
         if self._values is None:
             self._values = _detached(seen)
-        self._graph, self._tape, self._logits = None, None, ()
+        self._graph, self._tape, self._logits, self._norm_inputs = None, None, (), ()
 
     def linearised(self, keep: bool = False) -> Linearised:
         """The losses as a linear map of the parameters, at those of this pass.
@@ -266,7 +278,8 @@ class HalfForward:
         """
         at: dict[str, Tensor] = {**self.network.parameters} if self.at is None else self.at
         at = {name: p.detach().clone() if keep else p.detach() for name, p in at.items()}
-        return Linearised(self.network, self.half, self.parts, at, self._tape, [z.detach() for z in self._logits])
+        logits = [z.detach() for z in self._logits]
+        return Linearised(self.network, self.half, self.parts, at, self._tape, logits, self._norm_inputs)
 
     def _at_leaves(self, part: Batch) -> ExitLosses:
         """A pass of its own that moves no running statistics."""
@@ -283,6 +296,7 @@ class Linearised:
 
     at            the parameters of the pass, by name
     tape, logits  of the pass, where it was recorded
+    norm_inputs   of a compiled pass, where they were kept
     """
 
     network: Network
@@ -291,12 +305,14 @@ class Linearised:
     at: dict[str, Tensor]
     tape: Tape | None
     logits: Logits
+    norm_inputs: Sequence[NormInput]
 
     def along(self, direction: Sequence[Tensor]) -> Tensor:
         """[n, K]: the derivative of every loss along `direction` (one tensor per parameter).
 
         replayed  tangents follow the recorded pass
-        recorded  the pass runs again, micro-batch by micro-batch, and is followed at once; compiled: in one graph
+        recorded  the pass runs again, micro-batch by micro-batch, and is followed at once
+        compiled  as recorded, in one graph; where the pass was kept, only what is cheap of it runs again
         dual      dual tensors: the pass runs again, and no activation outlives its layer
         """
         moves = dict(zip(self.at, direction, strict=True))
@@ -323,7 +339,7 @@ class Linearised:
             with network.precision.autocast():
                 images = network.cast(part.images)
                 if network.tangents == "compiled":
-                    logits, tangents = network.compiled_tangents(images, self.at, moves)
+                    logits, tangents = network.compiled_tangents(images, self.at, moves, self.norm_inputs)
                 else:
                     logits, tangents = pushforward(network.trained, images, self.at, moves)
             return network.losses_jvp(logits, tangents, part)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kernels.norm_relu import NormReLU, norm_relu_jvp
-from trainer.models.compiled_layers import channels_last, few_pixels, pixels_read
+from trainer.models.compiled_layers import NormInput, channels_last, few_pixels, pixels_read
 from trainer.models.equilibrium import GradientScale
 
 Kept = dict[str, Tensor]
@@ -33,13 +33,21 @@ class Tape:
         self.kept: dict[nn.Module, tuple[Kept, Rule]] = {}
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Every leaf that runs inside keeps its part (each may run once)."""
+    def recording(self, given: Sequence[NormInput] = ()) -> Iterator[None]:
+        """Every leaf that runs inside keeps its part (each may run once).
+
+        given: what each BatchNorm2d read in another pass, in their order: they take that for what they get. In a trace,
+        what leads to a norm and nowhere else (a convolution) then is dead code.
+        """
         leaves = [leaf for leaf in self.module.modules() if type(leaf) in RULES]
-        pairs = [leaf for leaf in leaves if isinstance(leaf, nn.BatchNorm2d)]
+        norms = [leaf for leaf in leaves if isinstance(leaf, nn.BatchNorm2d)]
+        forwards: dict[nn.Module, Rule] = {leaf: partial(self._keep, leaf) for leaf in leaves}
+        if given:
+            read = iter(given)
+            forwards |= {norm: partial(self._keep_given, norm, read) for norm in norms}
         with (
-            _running({leaf: partial(self._keep, leaf) for leaf in leaves}),
-            _running({norm: partial(self._keep_norm_relu, norm) for norm in pairs}, "keep_norm_relu"),
+            _running(forwards),
+            _running({norm: partial(self._keep_norm_relu, norm) for norm in norms}, "keep_norm_relu"),
         ):
             yield
 
@@ -49,6 +57,18 @@ class Tape:
         y = type(leaf).forward(leaf, x)
         self.kept[leaf] = keep(x, y), rule
         return y
+
+    def _keep_given(self, norm: nn.BatchNorm2d, read: Iterator[NormInput], x: Tensor) -> Tensor:
+        x, *moments = next(read)
+        if not norm.training:
+            return self._keep(norm, x)
+        self._refuse_again(norm)
+        mean, variance = moments or reversed(torch.var_mean(_single(x), dim=(0, 2, 3)))  # unbiased
+        count = x.numel() // x.shape[1]
+        invstd = (variance * ((count - 1) / count) + norm.eps).rsqrt()
+        self.kept[norm] = {"x": x, "mean": mean, "invstd": invstd}, _batch_norm
+        slope = invstd * norm.weight
+        return (x * slope[:, None, None] + (norm.bias - mean * slope)[:, None, None]).to(x.dtype)
 
     def _keep_norm_relu(self, norm: nn.BatchNorm2d, relu: nn.ReLU, x: Tensor, found: NormReLU) -> None:
         """Both ran as one operation: the first follows by the rule of both, the second passes that on."""
@@ -82,14 +102,18 @@ class Tape:
 
 
 def pushforward(
-    module: nn.Module, images: Tensor, parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]
+    module: nn.Module,
+    images: Tensor,
+    parameters: Mapping[str, Tensor],
+    direction: Mapping[str, Tensor],
+    given: Sequence[NormInput] = (),
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """(logits, their tangents along `direction`), K tensors [n, C] each, by a recorded pass at `parameters` of its own.
 
-    Call without grad.
+    given: see `Tape.recording`. Call without grad.
     """
     tape = Tape(module)
-    with tape.recording():
+    with tape.recording(given):
         logits = functional_call(module, dict(parameters), (images,), tie_weights=False)
     return logits, tape.replay(images, parameters, direction)
 
@@ -203,8 +227,7 @@ def _batch_norm(leaf: nn.BatchNorm1d | nn.BatchNorm2d, kept: Kept, at: Kept, mov
         if "mean" in kept:
             mean, invstd = kept["mean"], kept["invstd"]
         else:
-            single, dims = x.float() if x.dtype.itemsize < 4 else x, (0, *range(2, x.dim()))
-            variance, mean = torch.var_mean(single, dim=dims, correction=0)
+            variance, mean = torch.var_mean(_single(x), dim=(0, *range(2, x.dim())), correction=0)
             invstd = (variance + leaf.eps).rsqrt()
         _, along_xhat, along_one = torch.ops.aten.native_batch_norm_backward(
             t, x, at["weight"], None, None, mean, invstd, True, leaf.eps, [False, True, True]
@@ -221,6 +244,11 @@ def _batch_norm(leaf: nn.BatchNorm1d | nn.BatchNorm2d, kept: Kept, at: Kept, mov
     shape = (-1, *[1] * (x.dim() - 2))
     slope_t, slope_x, offset = (values.to(x.dtype).view(shape) for values in (slope_t, slope_x, offset))
     return torch.addcmul(offset, x, slope_x).addcmul_(t, slope_t)
+
+
+def _single(x: Tensor) -> Tensor:
+    """At least in single precision: what moments are taken in."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def _relu(leaf: nn.ReLU, kept: Kept, at: Kept, moves: Kept, t: Tensor | None) -> Tensor:

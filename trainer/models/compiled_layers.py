@@ -13,6 +13,7 @@ dtype. Here sums are taken image by image, all channels at a time, in float32; t
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,10 @@ def norm_relu(norm: nn.Module, relu: nn.ReLU, x: Tensor) -> Tensor:
     count = x.numel() // x.shape[1]
     # One value has no variance: the norm itself says so.
     if not (isinstance(norm, nn.BatchNorm2d) and _for_cpu(norm, x) and count > 1):
+        _keep(x)
         return relu(norm(x))
     y, mean, variance = _normed(x, norm.weight, norm.bias, norm.eps)
+    _keep(x, mean, variance)
     if norm.track_running_stats:
         assert norm.momentum is not None
         assert norm.running_mean is not None
@@ -114,6 +117,34 @@ def norm_relu(norm: nn.Module, relu: nn.ReLU, x: Tensor) -> Tensor:
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance, norm.momentum)
     return y
+
+
+NormInput = tuple[Tensor, ...]  # x [B, C, H, W] and, where the pass has them, its mean [C] and unbiased variance [C]
+_norm_inputs: list[NormInput] | None = None
+
+
+class KeepingNet(nn.Module):
+    """A net for the compiler: (what `net` gives, what each batch-norm before a ReLU read, in the order they ran).
+
+    The backward pass holds the latter anyway; given to whoever called, a tangent pass can follow this one.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Sequence[Tensor], list[NormInput]]:
+        global _norm_inputs  # what the compiler's first pass can follow through all layers
+        kept: list[NormInput] = []
+        _norm_inputs = kept
+        found = self.net(x)
+        _norm_inputs = None
+        return found, kept
+
+
+def _keep(*read: Tensor) -> None:
+    if _norm_inputs is not None:
+        _norm_inputs.append(tuple(tensor.detach() for tensor in read))
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]

@@ -119,7 +119,7 @@ def _compiled(module: nn.Module) -> nn.Module:
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
     logger.info("precision.compile: the first steps compile the net, which takes minutes the first time")
-    return torch.compile(module)  # type: ignore[return-value]
+    return torch.compile(compiled_layers.KeepingNet(module))  # type: ignore[return-value]
 
 
 def _tracked(module: MultiExitNet | ImtaHead, compiled: nn.Module | None, ranks: Ranks, config: Config) -> nn.Module:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tests.trainer.learning.without_code import without_code
 from trainer.learning.compiled_tangents import CompiledTangents
 from trainer.learning.forward import untracked_batch_norm
 from trainer.learning.precision import PrecisionConfig, resolve_precision
 from trainer.learning.tangent_replay import pushforward
+from trainer.models.compiled_layers import KeepingNet
 from trainer.models.config import msdnet_cifar
 from trainer.models.multi_exit import MultiExitNet
 from trainer.recipes.demo import demo
@@ -45,6 +47,35 @@ def test_all_that_changes_is_an_input(batch_norm: str) -> None:
     assert torch.equal(*seen) is (batch_norm == "batch")
     assert len(graphs) == 1
     assert not [node for node in graphs[0].graph.nodes if node.op == "get_attr"]
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "running"])
+def test_a_kept_pass_is_followed_without_its_convolutions(batch_norm: str) -> None:
+    """Where the pass kept the norms' moments too, as on a CPU, and where it kept only what they read."""
+    net, images = small(batch_norm, num_exits=1), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    torch._dynamo.reset()
+    logits, read = torch.compile(KeepingNet(net), backend="aot_eager", fullgraph=True)(images)
+    assert len(read) == sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert not any(tensor.requires_grad for one in read for tensor in one)
+    assert {len(one) for one in read} == ({3} if batch_norm == "batch" else {1})
+    at = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    moves = {name: torch.randn_like(parameter) for name, parameter in at.items()}
+    with without_code() as graphs, torch.no_grad(), untracked_batch_norm(net):
+        want = pushforward(net, images, at, moves)
+        for given in (read, [one[:1] for one in read], ()):
+            got = CompiledTangents(net)(images, at, moves, given)
+            for ours, theirs in zip([*got[0], *got[1]], [*want[0], *want[1]], strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(logits[0].detach(), want[0][0], rtol=1e-9, atol=1e-11)
+    *following, anew = (_products(graph) for graph in graphs)
+    assert {anew - here for here in following} == {sum(isinstance(module, nn.Conv2d) for module in net.modules())}
+
+
+def _products(graph: torch.fx.GraphModule) -> int:
+    """Convolutions and matrix products that something reads."""
+    graph.graph.eliminate_dead_code()
+    names = [str(node.target) for node in graph.graph.nodes]
+    return sum(any(kind in name for kind in ("convolution", "mm")) for name in names)
 
 
 def test_code_computes_it_and_is_loaded_by_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
