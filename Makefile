@@ -20,7 +20,7 @@ demo: $(STAMP)
 	@echo '  .venv/bin/earlybird train imagenet-msdnet-step4 --data PATH --set optim.update_batch=64'
 
 test: $(STAMP)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	.venv/bin/ruff check .

@@ -260,6 +260,7 @@ class HalfForward:
         is freed: nothing can be differentiated after it.
         """
         seen = []
+        self._tape, self._logits, self._norm_inputs = None, (), ()  # the pass frees what it has read
         for index, (part, rows) in enumerate(self._rows(cotangent)):
             with self.network.sync(last=index == len(self.parts) - 1):
                 graph = self._graph or self.network.losses(self.network.logits(part.images), part)
@@ -269,7 +270,7 @@ class HalfForward:
             seen.append(graph)
         if self._values is None:
             self._values = _detached(seen)
-        self._graph, self._tape, self._logits, self._norm_inputs = None, None, (), ()
+        self._graph = None
 
     def linearised(self, keep: bool = False) -> Linearised:
         """The losses as a linear map of the parameters, at those of this pass.
