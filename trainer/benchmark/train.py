@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from itertools import repeat
 from typing import Any
 
@@ -75,17 +75,21 @@ def benchmark_train(
     iterations = {name: iteration_of(state) for name, state in states.items()}
     rates: dict[str, list[float]] = {name: [] for name in sides}
     waits: dict[str, list[float]] = {name: [] for name in sides}
-    for done in range(rounds):
-        for name in list(sides) if done % 2 == 0 else list(sides)[::-1]:
-            progress(f"round {done + 1} of {rounds}: {name}")
-            side, state, iteration = sides[name], states[name], iterations[name]
-            if name == "step":
-                noise = random_batch(side, state, num_images, len(images.classes))
-                rate, wait = _timed(side, state, iteration, repeat(noise), half, seconds)
-            else:
-                rate, wait = _from_images(side, state, iteration, images, half, seconds)
-            rates[name].append(rate)
-            waits[name].append(wait)
+    with ExitStack() as opened:
+        # One loader a side for all rounds: when torch's DataLoader has forked its workers, this process copies every
+        # page that it writes to, once, which takes seconds.
+        batches = {
+            name: repeat(random_batch(side, states[name], num_images, len(images.classes)))
+            if name == "step"
+            else opened.enter_context(_batches(side, states[name], images, half))
+            for name, side in sides.items()
+        }
+        for done in range(rounds):
+            for name in list(sides) if done % 2 == 0 else list(sides)[::-1]:
+                progress(f"round {done + 1} of {rounds}: {name}")
+                rate, wait = _timed(sides[name], states[name], iterations[name], batches[name], half, seconds)
+                rates[name].append(rate)
+                waits[name].append(wait)
     usual, step = np.array(rates["usual"]), np.array(rates["step"])
     return {
         "rows": [
@@ -123,17 +127,15 @@ def _way(config: Config) -> str | None:
     return config.meta.form if config.meta.schedule == "paper" else config.meta.schedule
 
 
-def _from_images(
-    config: Config, state: TrainState, iteration: Iteration, images: ImageSet, update_batch: int, seconds: float
-) -> tuple[float, float]:
-    """`_timed` with a loader of its own."""
+@contextmanager
+def _batches(config: Config, state: TrainState, images: ImageSet, update_batch: int) -> Iterator[Iterator[Batch]]:
+    """A training loader's batches without end, ready for the net, until the context ends."""
     precision = state.network.precision
     loader = train_loader(
         config.data, images.train, seed=config.seed, update_batch=update_batch, device=precision.device
     )
     with closing(loader), closing(loader.batches(0, 1 << 40)) as batches:  # type: ignore[type-var]
-        ready = (batch.normalized(precision.image_dtype, precision.memory_format) for batch in batches)
-        return _timed(config, state, iteration, ready, update_batch, seconds)
+        yield (batch.normalized(precision.image_dtype, precision.memory_format) for batch in batches)
 
 
 def _timed(
