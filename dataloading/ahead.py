@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
+from dataloading.worker_threads import compute_alone
+
 T = TypeVar("T")
 
 
@@ -14,7 +16,7 @@ def ahead(
     items: Generator[T, None, None], depth: int, name: str, initializer: Callable[[], None] = lambda: None
 ) -> Generator[T, None, None]:
     """The same items in the same order, up to `depth` of them made before they are asked for, by a thread that calls
-    `initializer` first.
+    `initializer` first and computes on one core.
 
     An exception of `items` is raised here, in its place. Closing the generator ends the thread and
     closes `items` before it returns.
@@ -25,6 +27,7 @@ def ahead(
 
     def work() -> None:
         try:
+            compute_alone()
             initializer()
             while room.acquire() and not stop.is_set():
                 made.put((next(items), None))

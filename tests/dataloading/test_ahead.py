@@ -6,6 +6,7 @@ import threading
 from collections.abc import Generator
 
 import pytest
+import torch
 
 from dataloading.ahead import ahead
 
@@ -72,3 +73,16 @@ def test_closing_ends_the_thread_and_the_source() -> None:
     got.close()
     assert closed.is_set()
     assert "worker to be closed" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_its_thread_computes_on_one_core_and_the_callers_go_on_as_they_were() -> None:
+    def threads() -> Generator[int, None, None]:
+        yield torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert list(ahead(threads(), depth=1, name="test")) == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
